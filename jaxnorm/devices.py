@@ -1,0 +1,91 @@
+"""Exchange small statistics between devices: the only collectives of this package.
+
+Each function issues one all-reduce, whatever it is given. `lax.psum` is the one
+collective that means the same, and has the same type, under pmap, vmap with an axis
+name, and shard_map with and without check_vma; its transpose is one all-reduce as well.
+`lax.all_gather` gives a varying result under check_vma, and neither takes
+axis_index_groups everywhere (jax#19709). So gathering is summing a table in which every
+device fills its own row, and groups are rows of a table too. Statistics are a few
+values a feature: the zeros cost less than a second collective would.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnorm.axes import AxisName
+
+Groups = tuple[tuple[int, ...], ...]
+Tree = TypeVar("Tree")
+
+
+def gather(tree: Tree, axis_name: AxisName) -> Tree:
+    """Stack the leaves of all devices along a new leading axis."""
+    row = jnp.arange(lax.axis_size(axis_name)) == lax.axis_index(axis_name)
+
+    def place(leaf: jax.Array) -> jax.Array:
+        return jnp.where(row.reshape((-1,) + (1,) * leaf.ndim), leaf, 0)
+
+    return _packed(lambda flat: lax.psum(flat, axis_name), jax.tree.map(place, tree))
+
+
+def sum_over_devices(
+    tree: Tree, axis_name: AxisName | None, groups: Groups | None
+) -> Tree:
+    """Sum every leaf over the devices, or those of this device's group."""
+    if axis_name is None:
+        return tree
+    if groups is None:
+        return _packed(lambda flat: lax.psum(flat, axis_name), tree)
+    mine = _group_of_each_device(groups)[lax.axis_index(axis_name)]
+    row = (jnp.arange(len(groups)) == mine)[:, None]
+
+    def add(flat: jax.Array) -> jax.Array:
+        table = lax.psum(jnp.where(row, flat, 0), axis_name)
+        return jnp.sum(jnp.where(row, table, 0), 0)
+
+    return _packed(add, tree)
+
+
+def same_group(axis_name: AxisName, groups: Groups) -> jax.Array:
+    """Say of each device whether it is in the group of this one."""
+    group = _group_of_each_device(groups)
+    return group == group[lax.axis_index(axis_name)]
+
+
+def vary_together(
+    a: jax.Array, b: jax.Array, axis_name: AxisName | None
+) -> tuple[jax.Array, jax.Array]:
+    """Mark two arrays as differing between devices, both at once.
+
+    Inside shard_map with check_vma a cotangent is summed over devices where its value
+    begins to vary. Left alone, that is in two places, so two collectives; stacked it
+    is one. Adding a zero that varies does nothing in all other modes.
+    """
+    if axis_name is None:
+        return a, b
+    zero = 0 * lax.axis_index(axis_name)
+    stacked = jnp.stack(jnp.broadcast_arrays(a, b)) + zero.astype(a.dtype)
+    return stacked[0], stacked[1]
+
+
+def _group_of_each_device(groups: Groups) -> jax.Array:
+    pairs = sorted((i, g) for g, group in enumerate(groups) for i in group)
+    return jnp.asarray([g for _, g in pairs])
+
+
+def _packed(collective: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
+    """Apply `collective` once, to a vector made of all leaves."""
+    leaves, structure = jax.tree.flatten(tree)
+    dtype = jnp.result_type(*leaves)
+    flat = collective(jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves]))
+    results, start = [], 0
+    for leaf in leaves:
+        part = flat[start : start + leaf.size].reshape(leaf.shape)
+        part = part if jnp.iscomplexobj(leaf) else part.real
+        results.append(part.astype(leaf.dtype))
+        start += leaf.size
+    return jax.tree.unflatten(structure, results)

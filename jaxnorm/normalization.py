@@ -1,0 +1,208 @@
+"""Normalize by moments, and the derivative rule of doing so.
+
+    y = scale * (x - mean) / sqrt(var + eps) + bias
+
+The rule is a `jax.custom_jvp`, so that every mode of differentiation works. Its tangent
+is written as
+
+    t_y = a * t_x + d * P + Q,    d = x - shift
+
+with P and Q small (of the shape of the statistics), made from two sums over t_x and d.
+It is linear in the tangents and transposes by itself into the backward pass: two
+reductions, one collective, one elementwise pass. Under `jax.checkpoint` a linearization
+keeps `x` itself, in its own dtype, and nothing else of its size. Half-precision
+tangents are converted to float32 once: rounding each contribution would double the
+error.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxnorm import axes, devices
+from jaxnorm.axes import Axes
+from jaxnorm.moments import (
+    Reduction,
+    ShiftedMoments,
+    deviations,
+    measure,
+    moment_tangents,
+    nonzero,
+    reciprocal,
+)
+
+
+class Operands(NamedTuple):
+    """What a normalization is a function of; all of the rank of `x`."""
+
+    x: jax.Array
+    weights: jax.Array | None
+    scale: jax.Array | None
+    bias: jax.Array | None
+    eps: Any
+
+
+def normalize(
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    eps: ArrayLike = 1e-5,
+    feature_axis: Axes = -1,
+    dtype: Any = None,
+) -> jax.Array:
+    r"""Normalize `x` by a given mean and variance.
+
+    .. math::
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    Args:
+      x: array of a floating-point or complex dtype, any rank.
+      mean: mean; the sizes of `feature_axis`, or any shape of the rank of `x` that
+        broadcasts to it.
+      var: variance, in the same shapes.
+      scale: gamma, in the same shapes; None is 1.
+      bias: beta, in the same shapes; None is 0.
+      eps: added to the variance; positive.
+      feature_axis: axis, or axes, of `x` that `mean`, `var`, `scale` and `bias` belong
+        to.
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex.
+      ValueError: if a shape does not fit `x`, or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> mean, var = jnp.array([2.0, 20.0]), jnp.array([1.0, 100.0])
+      >>> print(jn.normalize(x, mean, var, eps=1e-9))
+      [[-1. -1.]
+       [ 1.  1.]]
+
+    Reference:
+      Ioffe and Szegedy, Batch normalization, 2015, arXiv:1502.03167.
+    """
+    caller = "normalize"
+    x = axes.check_input(x, caller=caller)
+    dtype = axes.check_dtype(dtype, x, caller=caller)
+    eps = axes.check_eps(eps, caller=caller)
+    features = axes.canonicalize_axes(
+        feature_axis, x.ndim, caller=caller, name="feature_axis"
+    )
+    expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
+    scale, bias = expand(scale, name="scale"), expand(bias, name="bias")
+    statistics = expand(mean, name="mean"), expand(var, name="var")
+    return normalize_by_statistics(x, *statistics, scale, bias, eps, dtype)
+
+
+@partial(jax.checkpoint, static_argnums=(6,), prevent_cse=False)
+def normalize_by_statistics(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    eps: ArrayLike,
+    dtype: Any,
+) -> jax.Array:
+    """Normalize by constants that already have the rank of `x`."""
+    d = x.astype(axes.statistics_dtype(x.dtype)) - mean
+    return _affine(d, lax.rsqrt(var + eps), scale, bias).astype(dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def normalize_by_moments(
+    operands: Operands, over: Reduction, dtype: Any
+) -> tuple[jax.Array, ShiftedMoments]:
+    """Normalize `x` by its own moments. Returns the output and the moments.
+
+    An empty set (all weights 0) gives 0, and so zero gradients.
+    """
+    x, weights, scale, bias, eps = operands
+    moments = measure(x, weights, over)
+    d, _ = deviations(x, moments.shift, weights)
+    y = _affine(d - moments.mean, lax.rsqrt(moments.var + eps), scale, bias)
+    if weights is not None:
+        y = jnp.where(moments.count > 0, y, 0)
+    return y.astype(dtype), moments
+
+
+@partial(normalize_by_moments.defjvp, symbolic_zeros=True)
+def _normalize_by_moments_jvp(
+    over: Reduction, dtype: Any, primals: tuple[Operands], tangents: tuple[Operands]
+) -> Any:
+    y, moments = normalize_by_moments(*primals, over, dtype)
+    differentiate = jax.checkpoint(partial(_differentiate, over), prevent_cse=False)
+    t_y, t_moments = differentiate(*primals, moments, *nonzero(tangents))
+    return (y, moments), (t_y.astype(dtype), t_moments)
+
+
+def _differentiate(
+    over: Reduction, operands: Operands, moments: ShiftedMoments, tangents: Operands
+) -> tuple[jax.Array, ShiftedMoments]:
+    """Return the tangents of the output and of the moments. A tangent of None is 0."""
+    x, weights, scale, bias, eps = operands
+    d, used = deviations(x, moments.shift, weights)
+    t_x = tangents.x
+    if t_x is not None:
+        t_x = t_x.astype(d.dtype)
+        t_x = t_x if used is None else jnp.where(used, t_x, 0)
+    t_moments = moment_tangents(d, weights, t_x, tangents.weights, moments, over)
+
+    inverse = lax.rsqrt(moments.var + eps)
+    t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
+    gain, t_scale = _or(scale, 1.0), _or(tangents.scale, 0.0)
+    t_bias, t_eps = _or(tangents.bias, 0.0), _or(tangents.eps, 0.0)
+    # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
+    a, p = inverse, -0.5 * inverse**3 * (t_var + t_eps)
+    q = -inverse * t_moments.mean
+    folded = _constant_over(over.axis, scale, bias)
+    if folded:
+        a, p, q = a * gain, p * gain + inverse * t_scale, q * gain + t_bias
+    p, q = devices.vary_together(p, q - p * moments.mean, over.axis_name)
+    t_y = d * p + q if t_x is None else a * t_x + (d * p + q)
+    if not folded:
+        t_y = t_y * gain + (d - moments.mean) * inverse * t_scale + t_bias
+    if weights is not None:
+        t_y = jnp.where(moments.count > 0, t_y, 0)
+    return t_y, t_moments
+
+
+def _affine(
+    centered: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """Return centered * inverse * scale + bias.
+
+    The mean is subtracted before anything is multiplied: x * a + (bias - mean * a)
+    would cancel where the mean is large.
+    """
+    if scale is None:
+        y = centered * inverse
+    elif all(m in (1, n) for m, n in zip(scale.shape, inverse.shape, strict=True)):
+        y = centered * (inverse * scale)
+    else:
+        y = centered * inverse * scale
+    return y if bias is None else y + bias
+
+
+def _constant_over(axis: tuple[int, ...], *parameters: jax.Array | None) -> bool:
+    """Whether the parameters have one value for all that is reduced together."""
+    return all(p is None or all(p.shape[a] == 1 for a in axis) for p in parameters)
+
+
+def _or(value: ArrayLike | None, default: float) -> ArrayLike:
+    return default if value is None else value

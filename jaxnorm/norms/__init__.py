@@ -1,0 +1,1 @@
+"""The functions people call, one file a family."""

@@ -1,0 +1,125 @@
+"""Batch normalization: statistics over the batch, kept as running averages."""
+
+from typing import Any
+
+import jax
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxnorm import axes
+from jaxnorm.axes import Axes, AxisGroups, AxisName
+from jaxnorm.moments import Reduction
+from jaxnorm.normalization import (
+    Operands,
+    normalize_by_moments,
+    normalize_by_statistics,
+)
+from jaxnorm.running import NormStats, update_stats
+
+
+def batch_norm(
+    x: ArrayLike,
+    stats: NormStats,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    training: bool | jax.Array,
+    decay: ArrayLike | None = 0.99,
+    eps: ArrayLike = 1e-5,
+    feature_axis: Axes = -1,
+    weights: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: AxisGroups | None = None,
+    ddof: int = 0,
+    dtype: Any = None,
+) -> tuple[jax.Array, NormStats]:
+    r"""Normalize every feature by its statistics over the batch.
+
+    .. math::
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    In training, mean and (biased) variance are those of the batch, over all axes but
+    `feature_axis` and over all devices along `axis_name`; the running statistics move
+    towards them. In evaluation they are the running statistics.
+
+    Args:
+      x: array of a floating-point or complex dtype, any rank.
+      stats: running statistics, from `init_stats` or the previous step.
+      scale: gamma; the sizes of `feature_axis`, or any shape of the rank of `x` that
+        broadcasts to it. None is 1.
+      bias: beta, in the same shapes. None is 0.
+      training: whether to normalize by the batch and update `stats`. A Python bool, or
+        a traced one, for which both branches are compiled into one program.
+      decay: the weight of the old running value, in [0, 1]; None is the equal-weight
+        average over all batches so far. PyTorch's momentum is 1 - decay, Flax's is
+        decay.
+      eps: added to the variance; positive.
+      feature_axis: axis, or axes, that keep statistics of their own.
+      weights: bool mask or non-negative weights that broadcast to `x`. Elements of
+        weight 0 have no influence on anything else; they are normalized like the others
+        (one that is not finite gives the bias).
+      axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
+        the batch is spread; statistics are pooled by their true counts, with one
+        collective. Not needed under plain jit on sharded arrays.
+      axis_index_groups: groups of indices of `axis_name` that pool among themselves.
+      ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      The output, of the shape of `x`, and the new running statistics: unchanged in
+      evaluation, and by a batch that is empty (all weights 0; the output is then 0) or
+      whose statistics are not finite.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex, or `training` no bool.
+      ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
+        `decay` is outside [0, 1], or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
+      >>> y, stats = jn.batch_norm(x, jn.init_stats(2), training=True)
+      >>> print(y.round(3), stats.mean, stats.var)
+      [[-1. -1.]
+       [ 1.  1.]] [ 2. 20.] [  1. 100.]
+
+    Reference:
+      Ioffe and Szegedy, Batch normalization, 2015, arXiv:1502.03167.
+    """
+    caller = "batch_norm"
+    x = axes.check_input(x, caller=caller)
+    dtype = axes.check_dtype(dtype, x, caller=caller)
+    eps = axes.check_eps(eps, caller=caller)
+    decay = axes.check_decay(decay, caller=caller)
+    ddof = axes.check_ddof(ddof, caller=caller)
+    training = axes.check_training(training, caller=caller)
+    groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
+    features = axes.canonicalize_axes(
+        feature_axis, x.ndim, caller=caller, name="feature_axis"
+    )
+    axes.check_stats(stats, x, features, caller=caller)
+    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = axes.expand_weights(weights, x, caller=caller)
+    reduced = axes.complement(features, x.ndim)
+    over = Reduction(reduced, axis_name, groups)
+
+    def train(x: jax.Array, stats: NormStats) -> tuple[jax.Array, NormStats]:
+        axes.check_reduced(x, reduced, axis_name, caller=caller)
+        y, moments = normalize_by_moments(
+            Operands(x, weights, scale, bias, eps), over, dtype
+        )
+        batch = moments.collapse(reduced)
+        return y, update_stats(stats, batch, decay=decay, ddof=ddof)
+
+    def evaluate(x: jax.Array, stats: NormStats) -> tuple[jax.Array, NormStats]:
+        mean = axes.expand_parameter(
+            stats.mean, x, features, caller=caller, name="mean"
+        )
+        var = axes.expand_parameter(stats.var, x, features, caller=caller, name="var")
+        return normalize_by_statistics(x, mean, var, scale, bias, eps, dtype), stats
+
+    if isinstance(training, bool):
+        return train(x, stats) if training else evaluate(x, stats)
+    return lax.cond(training, train, evaluate, x, stats)

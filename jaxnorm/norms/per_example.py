@@ -1,0 +1,278 @@
+"""Norms whose statistics are of one example: layer, RMS, group and instance norm.
+
+They hold no state and do the same in training and in evaluation. They differ only in
+which axes are reduced together.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+from jax.typing import ArrayLike
+
+from jaxnorm import axes
+from jaxnorm.axes import Axes, AxisName
+from jaxnorm.moments import Reduction
+from jaxnorm.normalization import Operands, normalize_by_moments
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: ArrayLike = 1e-5,
+    weights: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    r"""Normalize over the features of every example.
+
+    .. math::
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    with mean and (biased) variance over `axis`.
+
+    Args:
+      x: array of a floating-point or complex dtype, any rank.
+      scale: gamma; the sizes of `axis`, or any shape of the rank of `x` that broadcasts
+        to it. None is 1.
+      bias: beta, in the same shapes. None is 0.
+      axis: axis or axes that are normalized together.
+      eps: added to the variance; positive.
+      weights: bool mask or non-negative weights that broadcast to `x`. Elements of
+        weight 0 have no influence on others. Where all that is normalized together has
+        weight 0, the output is 0.
+      axis_name: device axis, or axes, over which `axis` is spread.
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex.
+      ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
+        or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]])).round(3))
+      [[-1.  1.]
+       [-1.  1.]]
+
+    Reference:
+      Ba, Kiros and Hinton, Layer normalization, 2016, arXiv:1607.06450.
+    """
+    caller = "layer_norm"
+    x = axes.check_input(x, caller=caller)
+    reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
+    scale = axes.expand_parameter(scale, x, reduced, caller=caller, name="scale")
+    bias = axes.expand_parameter(bias, x, reduced, caller=caller, name="bias")
+    weights = axes.expand_weights(weights, x, caller=caller)
+    operands = Operands(x, weights, scale, bias, eps)
+    return _normalize(operands, Reduction(reduced, axis_name), dtype, caller)
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: Axes = -1,
+    eps: ArrayLike = 1e-5,
+    weights: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    r"""Divide every example by its root mean square.
+
+    .. math::
+      y = \gamma \frac{x}{\sqrt{\frac1n \sum_i |x_i|^2 + \epsilon}}
+
+    Args:
+      x: array of a floating-point or complex dtype, any rank.
+      scale: gamma; the sizes of `axis`, or any shape of the rank of `x` that broadcasts
+        to it. None is 1.
+      axis: axis or axes that are normalized together.
+      eps: added to the mean square; positive.
+      weights: bool mask or non-negative weights that broadcast to `x`; as in
+        `layer_norm`.
+      axis_name: device axis, or axes, over which `axis` is spread.
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex.
+      ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
+        or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> print(jn.rms_norm(jnp.array([[3.0, 4.0, 0.0, 0.0]])).round(3))
+      [[1.2 1.6 0.  0. ]]
+
+    Reference:
+      Zhang and Sennrich, Root mean square layer normalization, 2019, arXiv:1910.07467.
+    """
+    caller = "rms_norm"
+    x = axes.check_input(x, caller=caller)
+    reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
+    scale = axes.expand_parameter(scale, x, reduced, caller=caller, name="scale")
+    weights = axes.expand_weights(weights, x, caller=caller)
+    operands = Operands(x, weights, scale, None, eps)
+    return _normalize(
+        operands, Reduction(reduced, axis_name, centered=False), dtype, caller
+    )
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int,
+    feature_axis: int = -1,
+    eps: ArrayLike = 1e-5,
+    weights: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    r"""Normalize groups of channels of every example.
+
+    .. math::
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    with mean and (biased) variance over all spatial axes and the C / G neighbouring
+    channels of a group. Axis 0 is the batch, unless it is the feature axis.
+
+    Args:
+      x: array of a floating-point or complex dtype, any rank.
+      scale: gamma; the number of channels, or any shape of the rank of `x` that
+        broadcasts to it. None is 1.
+      bias: beta, in the same shapes. None is 0.
+      num_groups: G, a divisor of the number of channels C.
+      feature_axis: the axis of channels.
+      eps: added to the variance; positive.
+      weights: bool mask or non-negative weights that broadcast to `x`; as in
+        `layer_norm`.
+      axis_name: device axis, or axes, over which an example is spread (space, not
+        channels).
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex.
+      ValueError: if `num_groups` does not divide the channels, shapes disagree,
+        `axis_name` is not bound, or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+      >>> print(jn.group_norm(x, num_groups=2).round(3))
+      [[-1.  1. -1.  1.]]
+
+    Reference:
+      Wu and He, Group normalization, 2018, arXiv:1803.08494.
+    """
+    caller = "group_norm"
+    x = axes.check_input(x, caller=caller)
+    features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
+    channel = axes.single(features, caller=caller)
+    groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
+    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = axes.expand_weights(weights, x, caller=caller)
+    shape = x.shape
+    split = partial(_split, channel=channel, groups=groups)
+    arrays = Operands(x, weights, scale, bias, eps=None)
+    operands = jax.tree.map(split, arrays)._replace(eps=eps)
+    # The channel axis has become (groups, channels of a group).
+    reduced = (*(axis + (axis > channel) for axis in spatial), channel + 1)
+    over = Reduction(tuple(sorted(reduced)), axis_name)
+    return _normalize(operands, over, dtype, caller).reshape(shape)
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    feature_axis: Axes = -1,
+    eps: ArrayLike = 1e-5,
+    weights: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    dtype: Any = None,
+) -> jax.Array:
+    r"""Normalize every channel of every example over space.
+
+    .. math::
+      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    with mean and (biased) variance over all axes but the batch and the features. Axis 0
+    is the batch, unless it is a feature axis.
+
+    Args:
+      x: array of a floating-point or complex dtype with at least one spatial axis.
+      scale: gamma; the sizes of `feature_axis`, or any shape of the rank of `x` that
+        broadcasts to it. None is 1.
+      bias: beta, in the same shapes. None is 0.
+      feature_axis: axis, or axes, of channels.
+      eps: added to the variance; positive.
+      weights: bool mask or non-negative weights that broadcast to `x`; as in
+        `layer_norm`.
+      axis_name: device axis, or axes, over which space is spread.
+      dtype: dtype of the output; None is that of `x`. Computed in at least float32.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      TypeError: if `x` is neither floating-point nor complex.
+      ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
+        bound, or `eps` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+      >>> print(jn.instance_norm(x).round(3))
+      [[[-1. -1.]
+        [ 1.  1.]]]
+
+    Reference:
+      Ulyanov, Vedaldi and Lempitsky, Instance normalization, 2016, arXiv:1607.08022.
+    """
+    caller = "instance_norm"
+    x = axes.check_input(x, caller=caller)
+    features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
+    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = axes.expand_weights(weights, x, caller=caller)
+    operands = Operands(x, weights, scale, bias, eps)
+    return _normalize(operands, Reduction(spatial, axis_name), dtype, caller)
+
+
+def _normalize(
+    operands: Operands, over: Reduction, dtype: Any, caller: str
+) -> jax.Array:
+    """Check what all of these norms share, and normalize."""
+    dtype = axes.check_dtype(dtype, operands.x, caller=caller)
+    axes.check_eps(operands.eps, caller=caller)
+    axes.check_axis_name(over.axis_name, None, caller=caller)
+    axes.check_reduced(operands.x, over.axis, over.axis_name, caller=caller)
+    y, _ = normalize_by_moments(operands, over, dtype)
+    return y
+
+
+def _split(array: jax.Array, channel: int, groups: int) -> jax.Array:
+    """Split the channel axis into (groups, channels of a group)."""
+    size = array.shape[channel]
+    sizes = (1, 1) if size == 1 else (groups, size // groups)
+    return array.reshape(array.shape[:channel] + sizes + array.shape[channel + 1 :])

@@ -1,0 +1,216 @@
+"""Running statistics: start, update, merge.
+
+The running mean and variance are averages over batches, and `weight` is how much
+evidence they hold: 0 for none, 1 for the whole of an exponential average, n for an
+equal-weight average over n batches. Dividing by it is what debiases.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import axes
+from jaxnorm.moments import Moments, reciprocal, square
+
+
+class NormStats(NamedTuple):
+    """Running statistics of a normalization.
+
+    Attributes:
+      mean: running mean, one value a feature.
+      var: running variance, one value a feature; always real.
+      weight: how much evidence they hold; a scalar, or one value a feature.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    weight: jax.Array
+
+
+def init_stats(
+    num_features: int | Sequence[int],
+    *,
+    prior_weight: float = 0.0,
+    dtype: Any = jnp.float32,
+) -> NormStats:
+    """Return running statistics of mean 0 and variance 1.
+
+    Args:
+      num_features: number of features, or their shape for several feature axes.
+      prior_weight: how much the start counts. With 0 the first update gives the first
+        batch's statistics, and averages are unbiased from then on. With 1 they are the
+        plain exponential average from (0, 1) of PyTorch and Flax.
+      dtype: dtype of the mean; at least float32.
+
+    Returns:
+      NormStats with mean and var of shape `num_features`, and a scalar weight.
+
+    Raises:
+      TypeError: if `dtype` holds fewer digits than float32.
+      ValueError: if a size or `prior_weight` is negative.
+
+    Example:
+      >>> import jaxnorm as jn
+      >>> print(jn.init_stats(2))
+      NormStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32),
+      weight=Array(0., dtype=float32))
+    """
+    shape = (
+        tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+    )
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    if dtype != axes.statistics_dtype(dtype):
+        raise TypeError(
+            "init_stats: statistics need at least float32, or small updates are lost. "
+            f"Received dtype={dtype.name}; the input may still be of half precision."
+        )
+    if min(shape, default=0) < 0 or prior_weight < 0:
+        raise ValueError(
+            "init_stats: num_features and prior_weight must not be negative. Received "
+            f"num_features={num_features} and prior_weight={prior_weight}."
+        )
+    real = jnp.finfo(dtype).dtype
+    return NormStats(
+        jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)
+    )
+
+
+def update_stats(
+    stats: NormStats,
+    moments: Moments,
+    *,
+    decay: ArrayLike | None = 0.99,
+    ddof: int = 0,
+) -> NormStats:
+    r"""Move running statistics towards the moments of a batch.
+
+    .. math::
+      w' = \alpha w + (1 - \alpha), \quad
+      \mu' = \frac{\alpha w \mu + (1 - \alpha) \mu_B}{w'}, \quad
+      \sigma'^2 = \frac{\alpha w \sigma^2 + (1 - \alpha) \sigma_B^2}{w'}
+
+    With `decay=None` all batches count the same: w' = w + 1, and the weights of old and
+    new are w / w' and 1 / w'.
+
+    A batch that cannot be trusted changes nothing: one with a statistic that is not
+    finite, or with no more than `ddof` elements. That holds inside jit as well.
+
+    Args:
+      stats: running statistics.
+      moments: the moments of a batch, in shapes that broadcast to those of `stats`.
+      decay: the weight of the old value, in [0, 1], or None. PyTorch's momentum is
+        1 - decay, Flax's is decay.
+      ddof: 1 divides the batch's m2 by count - 1 (PyTorch), 0 by count.
+
+    Returns:
+      NormStats of the same shapes and dtypes as `stats`.
+
+    Raises:
+      ValueError: if `decay` is outside [0, 1], or `ddof` is neither 0 nor 1, or the
+        shapes of `moments` and `stats` disagree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> moments = jn.compute_moments(jnp.array([[1.0], [3.0]]), axis=0)
+      >>> stats = jn.update_stats(jn.init_stats(1), moments)
+      >>> print(stats.mean, stats.var)
+      [2.] [1.]
+
+    Reference:
+      Ioffe and Szegedy, 2015, arXiv:1502.03167; the debiasing is that of Kingma and Ba,
+      Adam, 2015, arXiv:1412.6980.
+    """
+    caller = "update_stats"
+    decay = axes.check_decay(decay, caller=caller)
+    ddof = axes.check_ddof(ddof, caller=caller)
+    axes.check_update(stats, moments, caller=caller)
+    var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
+    finite = jnp.all(jnp.isfinite(moments.mean) & jnp.isfinite(var))
+
+    if decay is None:
+        gained: ArrayLike = 1
+        kept = stats.weight
+        weight = jnp.asarray(stats.weight + 1)
+    else:
+        # Written so that a weight of exactly 1 stays exactly 1.
+        gained = 1 - decay
+        kept = jnp.asarray(decay * stats.weight)
+        weight = jnp.asarray(stats.weight + gained * (1 - stats.weight))
+    # decay=1 from weight 0 has seen nothing.
+    trusted = finite & (moments.count > ddof) & (weight > 0)
+    divisor = jnp.where(weight > 0, weight, 1)
+
+    def average(old: jax.Array, new: jax.Array) -> jax.Array:
+        moved = old * (kept / divisor) + new * (gained / divisor)
+        return jnp.where(trusted, moved, old).astype(old.dtype)
+
+    trusted_at_all = trusted if stats.weight.ndim else jnp.any(trusted)
+    return NormStats(
+        average(stats.mean, moments.mean),
+        average(stats.var, var),
+        jnp.where(trusted_at_all, weight, stats.weight).astype(stats.weight.dtype),
+    )
+
+
+def merge_stats(
+    stats: NormStats | Sequence[NormStats],
+    *,
+    method: Literal["total_variance", "average"] = "total_variance",
+) -> NormStats:
+    r"""Merge replicas of running statistics into one.
+
+    .. math::
+      \mu = \sum_i p_i \mu_i, \quad
+      \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
+      p_i = \frac{w_i}{\sum_j w_j}
+
+    By total variance the spread of the means counts, as if one replica had seen all
+    batches. `"average"` leaves that term out, as a plain mean over replicas does.
+
+    Args:
+      stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
+        of replicas, as pmap returns them.
+      method: "total_variance" or "average".
+
+    Returns:
+      NormStats of one replica. Its weight is the mean of the weights. Replicas that
+      hold no evidence do not count, unless none does.
+
+    Raises:
+      ValueError: if `method` is neither of the two, or there is no replica.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> a = jn.NormStats(jnp.array([0.0]), jnp.array([1.0]), jnp.array(1.0))
+      >>> b = jn.NormStats(jnp.array([2.0]), jnp.array([1.0]), jnp.array(1.0))
+      >>> print(jn.merge_stats([a, b]).var)
+      [2.]
+      >>> print(jn.merge_stats([a, b], method="average").var)
+      [1.]
+    """
+    if method not in ("total_variance", "average"):
+        raise ValueError(
+            "merge_stats: method must be 'total_variance' or 'average'. Received "
+            f"method={method!r}."
+        )
+    if isinstance(stats, NormStats):
+        replicas = stats
+    else:
+        if not stats:
+            raise ValueError(
+                "merge_stats: at least one replica is needed. Received none."
+            )
+        replicas = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+    mean, var, weight = replicas
+    total = jnp.sum(weight, 0)
+    share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
+    share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
+    merged_mean = jnp.sum(share * mean, 0)
+    if method == "total_variance":
+        var = var + square(mean - merged_mean)
+    return NormStats(merged_mean, jnp.sum(share * var, 0), jnp.mean(weight, 0))
