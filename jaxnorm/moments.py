@@ -159,8 +159,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.
     """
-    stack = jax.tree.map(lambda u, v: jnp.stack(jnp.broadcast_arrays(u, v)), a, b)
-    return _merge(_shifted(stack)).collapse(())
+    pair = _shifted(a), _shifted(b)
+    stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), *pair)
+    return _merge(stack).collapse(())
 
 
 def pool_moments(
@@ -346,6 +347,7 @@ def _weighted_sum(
 
 def _shifted(moments: Moments) -> ShiftedMoments:
     count, mean, m2 = (jnp.asarray(leaf) for leaf in moments)
+    count = count.reshape((1,) * (mean.ndim - count.ndim) + count.shape)
     return ShiftedMoments(count, mean, jnp.zeros_like(mean), m2)
 
 

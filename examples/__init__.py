@@ -1,0 +1,1 @@
+"""Runnable examples of jaxnorm; start with `python -m examples.demo --help`."""

@@ -1,0 +1,1 @@
+"""The pieces that the examples share, one job a module."""

@@ -1,0 +1,47 @@
+"""How an example tells its results: a table for people, JSON for programs."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(
+    console: Console, title: str, rows: Sequence[Mapping[str, str]]
+) -> None:
+    """Print rows of the same columns; the first column names the row."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+    )
+    for index, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+
+
+def format_number(value: float) -> str:
+    """Return the number with four decimals, or shorter where it is huge."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def write_json(path: Path, results: Mapping[str, Any]) -> Path:
+    """Write results that any JSON reader accepts: NaN and infinity become null."""
+    text = json.dumps(_finite_or_none(results), indent=2, allow_nan=False)
+    path.write_text(text + "\n")
+    return path
+
+
+def _finite_or_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_none(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

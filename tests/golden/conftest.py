@@ -1,0 +1,2 @@
+# The script needs torch; collecting doctests would import it.
+collect_ignore = ["make_golden.py"]

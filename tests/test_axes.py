@@ -1,0 +1,292 @@
+"""Every wrong argument: which error, and its words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from jaxnorm import axes
+
+X = jnp.ones((4, 6))
+STATS = jn.init_stats(6)
+
+
+def batch_norm(x=X, stats=STATS, *args, training=True, **kwargs):
+    return jn.batch_norm(x, stats, *args, training=training, **kwargs)
+
+
+ERRORS = {
+    "integer input": (
+        lambda: batch_norm(jnp.ones((4, 6), jnp.int32)),
+        TypeError,
+        "batch_norm: x must have a floating-point or complex dtype. Received int32 "
+        "with shape (4, 6); convert it first, for example x.astype(jnp.float32).",
+    ),
+    "wrong rank": (
+        lambda: batch_norm(jnp.ones(())),
+        ValueError,
+        "batch_norm: feature_axis must lie in [0, 0) for an input of rank 0. Received "
+        "feature_axis=-1; choose an axis that the input has.",
+    ),
+    "axis out of range": (
+        lambda: jn.layer_norm(X, axis=(0, 2)),
+        ValueError,
+        "layer_norm: axis must lie in [-2, 2) for an input of rank 2. Received "
+        "axis=(0, 2); choose an axis that the input has.",
+    ),
+    "axis given twice": (
+        lambda: jn.rms_norm(X, axis=(1, -1)),
+        ValueError,
+        "rms_norm: axis must name each axis once. Received axis=(1, -1) for an input "
+        "of rank 2; remove the repeated axis.",
+    ),
+    "axis of another type": (
+        lambda: jn.layer_norm(X, axis=1.5),
+        TypeError,
+        "layer_norm: axis must be an integer or a sequence of integers. Received "
+        "axis=1.5.",
+    ),
+    "stats of another size": (
+        lambda: batch_norm(stats=jn.init_stats(5)),
+        ValueError,
+        "batch_norm: stats must have shape (6,), the sizes of feature axes (1,) of x. "
+        "Received stats.mean with shape (5,) and stats.var with shape (5,) for x with "
+        "shape (4, 6); use jaxnorm.init_stats(6), or another feature_axis.",
+    ),
+    "no stats": (
+        lambda: batch_norm(stats=None),
+        TypeError,
+        "batch_norm: stats must be a NormStats. Received NoneType; start with "
+        "jaxnorm.init_stats(num_features).",
+    ),
+    "real stats for complex input": (
+        lambda: batch_norm(X.astype(jnp.complex64)),
+        TypeError,
+        "batch_norm: complex input has a complex mean. Received x of complex64 and "
+        "stats.mean of float32; use jaxnorm.init_stats(..., dtype=complex64).",
+    ),
+    "scale of another size": (
+        lambda: batch_norm(X, STATS, jnp.ones(4)),
+        ValueError,
+        "batch_norm: scale must have shape (6,), the sizes of axes (1,) of x, or the "
+        "rank of x and broadcast to it. Received scale with shape (4,) for x with "
+        "shape (4, 6); reshape scale, or name other axes.",
+    ),
+    "bias of another size": (
+        lambda: jn.instance_norm(jnp.ones((2, 3, 4)), None, jnp.ones(3)),
+        ValueError,
+        "instance_norm: bias must have shape (4,), the sizes of axes (2,) of x, or the "
+        "rank of x and broadcast to it. Received bias with shape (3,) for x with shape "
+        "(2, 3, 4); reshape bias, or name other axes.",
+    ),
+    "bool scale": (
+        lambda: jn.layer_norm(X, jnp.ones(6, bool)),
+        TypeError,
+        "layer_norm: scale must hold numbers. Received bool.",
+    ),
+    "complex scale": (
+        lambda: jn.layer_norm(X, jnp.ones(6, jnp.complex64)),
+        TypeError,
+        "layer_norm: scale must be real for real x. Received scale of complex64 for x "
+        "of float32; convert x to a complex dtype.",
+    ),
+    "mean of another size": (
+        lambda: jn.normalize(X, jnp.ones(5), jnp.ones(6)),
+        ValueError,
+        "normalize: mean must have shape (6,), the sizes of axes (1,) of x, or the "
+        "rank of x and broadcast to it. Received mean with shape (5,) for x with shape "
+        "(4, 6); reshape mean, or name other axes.",
+    ),
+    "weights that do not broadcast": (
+        lambda: batch_norm(weights=jnp.ones(4)),
+        ValueError,
+        "batch_norm: weights must broadcast to x. Received weights with shape (4,) for "
+        "x with shape (4, 6); a mask of the batch has shape (4, 1).",
+    ),
+    "weights of higher rank": (
+        lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),
+        ValueError,
+        "group_norm: weights must broadcast to x. Received weights with shape "
+        "(1, 4, 6) for x with shape (4, 6); a mask of the batch has shape (4, 1).",
+    ),
+    "negative weights": (
+        lambda: jn.layer_norm(X, weights=-jnp.ones(6)),
+        ValueError,
+        "layer_norm: weights must not be negative. Received a smallest weight of -1.0; "
+        "a weight of 0 leaves an element out.",
+    ),
+    "complex weights": (
+        lambda: jn.layer_norm(X, weights=jnp.ones(6, jnp.complex64)),
+        TypeError,
+        "layer_norm: weights must be bool or real. Received complex64.",
+    ),
+    "decay above 1": (
+        lambda: batch_norm(decay=1.1),
+        ValueError,
+        "batch_norm: decay must lie in [0, 1]: it is the weight of the old running "
+        "value. Received decay=1.1; PyTorch's momentum=0.1 is decay=0.9, and None is "
+        "the equal-weight average.",
+    ),
+    "decay that is not a number": (
+        lambda: batch_norm(decay="slow"),
+        TypeError,
+        "batch_norm: decay must be a number in [0, 1], or None for the equal-weight "
+        "average. Received decay='slow'.",
+    ),
+    "ddof of 2": (
+        lambda: batch_norm(ddof=2),
+        ValueError,
+        "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+        "PyTorch). Received ddof=2.",
+    ),
+    "eps of 0": (
+        lambda: jn.layer_norm(X, eps=0.0),
+        ValueError,
+        "layer_norm: eps must be positive, or a constant input would be divided by "
+        "zero. Received eps=0.0; the usual value is 1e-5.",
+    ),
+    "training that is no bool": (
+        lambda: batch_norm(training=None),
+        TypeError,
+        "batch_norm: training must be True, False or a boolean scalar array. Received "
+        "training=None; there is no default, so that nothing is evaluated with batch "
+        "statistics, or trained with running ones, by accident.",
+    ),
+    "training left out": (
+        lambda: jn.batch_norm(X, STATS),
+        TypeError,
+        "batch_norm() missing 1 required keyword-only argument: 'training'",
+    ),
+    "groups that do not divide": (
+        lambda: jn.group_norm(X, num_groups=4),
+        ValueError,
+        "group_norm: num_groups must be positive and divide the number of channels. "
+        "Received num_groups=4 for 6 channels; the divisors are [1, 2, 3, 6].",
+    ),
+    "group norm over two axes": (
+        lambda: jn.group_norm(X, num_groups=1, feature_axis=(0, 1)),
+        ValueError,
+        "group_norm: feature_axis must be one axis, that of the channels. Received "
+        "feature_axis=(0, 1).",
+    ),
+    "empty batch": (
+        lambda: batch_norm(jnp.ones((0, 6))),
+        ValueError,
+        "batch_norm: the reduced axes (0,) must hold at least one element. Received x "
+        "with shape (0, 6); skip empty batches, or pad them and pass weights=0.",
+    ),
+    "nothing to reduce": (
+        lambda: jn.instance_norm(X),
+        ValueError,
+        "instance_norm: at least one axis must be reduced to have a statistic. "
+        "Received x with shape (4, 6) and no axis left to reduce; add a batch or a "
+        "spatial axis, or name a device axis.",
+    ),
+    "complex output squeezed into a real dtype": (
+        lambda: jn.layer_norm(X.astype(jnp.complex64), dtype=jnp.float32),
+        TypeError,
+        "layer_norm: dtype must be able to hold the output. Received dtype=float32 for "
+        "an input of complex64; pass a complex dtype, or None for that of the input.",
+    ),
+    "integer output": (
+        lambda: jn.layer_norm(X, dtype=jnp.int8),
+        TypeError,
+        "layer_norm: dtype must be able to hold the output. Received dtype=int8 for an "
+        "input of float32; pass a floating-point dtype, or None for that of the input.",
+    ),
+    "unbound axis name": (
+        lambda: batch_norm(axis_name="data"),
+        ValueError,
+        "batch_norm: axis_name must be bound by pmap, vmap or shard_map around the "
+        "call. Received axis_name='data', which is not; bind it there, or leave "
+        "axis_name out: under plain jit on sharded arrays statistics are global "
+        "without it.",
+    ),
+    "unbound axis name in evaluation, inside jit": (
+        lambda: jax.jit(lambda x: batch_norm(x, axis_name="i", training=False))(X),
+        ValueError,
+        "batch_norm: axis_name must be bound by pmap, vmap or shard_map around the "
+        "call. Received axis_name='i', which is not; bind it there, or leave axis_name "
+        "out: under plain jit on sharded arrays statistics are global without it.",
+    ),
+    "groups without an axis name": (
+        lambda: batch_norm(axis_index_groups=[[0, 1]]),
+        ValueError,
+        "batch_norm: axis_index_groups needs axis_name, the axis it divides. Received "
+        "axis_index_groups=[[0, 1]] and axis_name=None.",
+    ),
+    "groups that do not cover the axis": (
+        lambda: jax.vmap(
+            lambda x: jn.compute_moments(
+                x, 0, axis_name="i", axis_index_groups=[[0, 1], [2]]
+            ),
+            axis_name="i",
+        )(X),
+        ValueError,
+        "compute_moments: axis_index_groups must be groups of equal size that hold "
+        "every index of axis 'i' (size 4) once. Received [[0, 1], [2]].",
+    ),
+    "statistics of half precision": (
+        lambda: jn.init_stats(6, dtype=jnp.bfloat16),
+        TypeError,
+        "init_stats: statistics need at least float32, or small updates are lost. "
+        "Received dtype=bfloat16; the input may still be of half precision.",
+    ),
+    "negative prior weight": (
+        lambda: jn.init_stats(6, prior_weight=-1),
+        ValueError,
+        "init_stats: num_features and prior_weight must not be negative. Received "
+        "num_features=6 and prior_weight=-1.",
+    ),
+    "moments of another shape": (
+        lambda: jn.update_stats(STATS, jn.compute_moments(X, 1)),
+        ValueError,
+        "update_stats: moments must have the shape of the statistics. Received "
+        "moments.mean with shape (4,) for stats with shape (6,); reduce every axis but "
+        "the features.",
+    ),
+    "unknown way to merge": (
+        lambda: jn.merge_stats([STATS], method="median"),
+        ValueError,
+        "merge_stats: method must be 'total_variance' or 'average'. Received "
+        "method='median'.",
+    ),
+    "nothing to merge": (
+        lambda: jn.merge_stats([]),
+        ValueError,
+        "merge_stats: at least one replica is needed. Received none.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error(name):
+    call, kind, text = ERRORS[name]
+    with pytest.raises(kind) as error:
+        call()
+    assert error.value.args[0] == text
+
+
+def test_evaluation_of_an_empty_batch_is_empty():
+    y, _ = batch_norm(jnp.ones((0, 6)), training=False)
+    assert y.shape == (0, 6)
+
+
+def test_axes_are_sorted_and_non_negative():
+    assert axes.canonicalize_axes((-1, 0), 3, caller="f", name="axis") == (0, 2)
+    assert axes.canonicalize_axes(np.int64(-2), 3, caller="f", name="axis") == (1,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "feature_axis", "expected"),
+    [
+        ((2, 4, 4, 3), -1, (1, 2)),
+        ((2, 3, 4, 4), 1, (2, 3)),
+        ((3, 4, 4), 0, (1, 2)),
+        ((2, 3), -1, ()),
+    ],
+)
+def test_spatial_axes_leave_out_batch_and_features(shape, feature_axis, expected):
+    _, spatial = axes.spatial_axes(feature_axis, shape, caller="f")
+    assert spatial == expected

@@ -1,0 +1,175 @@
+"""batch_norm: the state it returns, training and evaluation, what must not spoil it."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+from tests import reference
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(3, 2, (16, 4, 5)).astype(np.float32)
+SCALE, BIAS = RNG.normal(1, 1, (2, 5)).astype(np.float32)
+
+
+class BatchNormTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_training_normalizes_by_the_batch_and_moves_the_statistics(self):
+        f = self.variant(lambda x, s: jn.batch_norm(x, s, SCALE, BIAS, training=True))
+        y, stats = f(X, jn.init_stats(5))
+        wide = X.astype(np.float64)
+        expected = reference.normalize(np, wide, SCALE, BIAS, axes=(0, 1))
+        np.testing.assert_allclose(y, expected, atol=2e-6)
+        np.testing.assert_allclose(stats.mean, wide.mean((0, 1)), rtol=1e-6)
+        np.testing.assert_allclose(stats.var, wide.var((0, 1)), rtol=2e-6)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_evaluation_uses_the_statistics_and_returns_them_unchanged(self):
+        stats = jn.NormStats(BIAS, SCALE**2, jnp.float32(1))
+        f = self.variant(lambda x, s: jn.batch_norm(x, s, SCALE, BIAS, training=False))
+        y, after = f(X, stats)
+        expected = (X - BIAS) / np.sqrt(SCALE**2 + 1e-5) * SCALE + BIAS
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+        chex.assert_trees_all_equal(after, stats)
+
+
+def test_a_traced_training_flag_serves_both_with_one_compilation():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def f(x, stats, training):
+        return jn.batch_norm(x, stats, SCALE, BIAS, training=training)
+
+    stats = jn.NormStats(jnp.ones(5), jnp.full(5, 2.0), jnp.float32(1))
+    for training in (True, False):
+        expected = jax.jit(
+            lambda x, s, t=training: jn.batch_norm(x, s, SCALE, BIAS, training=t)
+        )(X, stats)
+        chex.assert_trees_all_close(f(X, stats, training), expected, rtol=1e-6)
+
+
+def test_gradients_flow_through_a_traced_flag():
+    def loss(x, training):
+        y, _ = jn.batch_norm(x, jn.init_stats(5), training=training)
+        return jnp.sum(y**3)
+
+    for training in (True, False):
+        chex.assert_trees_all_close(
+            jax.jit(jax.grad(loss))(X, training),
+            jax.grad(lambda x, t=training: loss(x, t))(X),
+            rtol=1e-4,
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_batch_is_shown_but_never_kept(bad):
+    step = jax.jit(lambda x, s: jn.batch_norm(x, s, training=True))
+    _, stats = step(X, jn.init_stats(5))
+    spoiled = X.copy()
+    spoiled[0, 0, 0] = bad
+    y, after = step(spoiled, stats)
+    chex.assert_trees_all_equal(after, stats)
+    assert np.all(np.isnan(y[..., 0])), "nothing is hidden"
+    assert np.all(np.isfinite(y[..., 1:]))
+
+
+def test_an_empty_batch_changes_nothing_and_stays_finite():
+    def step(x, stats, scale, bias):
+        mask = jnp.zeros((16, 1, 1), bool)
+        y, after = jn.batch_norm(x, stats, scale, bias, training=True, weights=mask)
+        return jnp.sum(y**2 + y), (y, after)
+
+    _, stats = jn.batch_norm(X, jn.init_stats(5), training=True)
+    pull = jax.jit(jax.grad(step, (0, 2, 3), has_aux=True))
+    grads, (y, after) = pull(X, stats, SCALE, BIAS)
+    chex.assert_trees_all_equal(after, stats)
+    assert np.all(np.isfinite(y))
+    chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
+
+
+def test_flax_poisons_what_jaxnorm_protects():
+    """The same bad and empty batches, in Flax: what the two tests above guard from."""
+    module = nn.BatchNorm(use_running_average=False)
+    variables = module.init(jax.random.key(0), X)
+    spoiled = X.copy()
+    spoiled[0, 0, 0] = np.inf
+    _, updates = module.apply(variables, spoiled, mutable=["batch_stats"])
+    assert not np.all(np.isfinite(updates["batch_stats"]["mean"]))
+    _, updates = module.apply(
+        variables, X, mask=jnp.zeros((16, 1, 1), bool), mutable=["batch_stats"]
+    )
+    assert np.all(np.isnan(updates["batch_stats"]["mean"]))
+
+
+def test_accuracy_that_flax_lacks():
+    """N(1000, 0.1): Flax's default variance is off by a factor of ten."""
+    x = RNG.normal(1000, 0.1, (4096, 3)).astype(np.float32)
+    expected = x.astype(np.float64).var(0)
+    _, stats = jn.batch_norm(x, jn.init_stats(3), training=True)
+    np.testing.assert_allclose(stats.var, expected, rtol=2e-6)
+    module = nn.BatchNorm(use_running_average=False, momentum=0.0)
+    variables = module.init(jax.random.key(0), x)
+    _, updates = module.apply(variables, x, mutable=["batch_stats"])
+    flax_var = updates["batch_stats"]["var"]
+    assert np.all(np.abs(flax_var - expected) > 0.1 * expected)
+
+
+def test_scan_over_steps_equals_a_loop():
+    batches = RNG.normal(1, 2, (4, 8, 5)).astype(np.float32)
+
+    def step(stats, x):
+        y, stats = jn.batch_norm(x, stats, training=True)
+        return stats, y
+
+    scanned, outputs = jax.lax.scan(step, jn.init_stats(5), batches)
+    looped = jn.init_stats(5)
+    for x, y in zip(batches, outputs, strict=True):
+        looped, expected = step(looped, x)
+        np.testing.assert_allclose(y, expected, atol=1e-6)
+    chex.assert_trees_all_close(scanned, looped, rtol=1e-6)
+
+
+def test_vmap_over_models_keeps_their_statistics_apart():
+    models = jax.tree.map(lambda v: jnp.stack([v, v]), jn.init_stats(5))
+    data = jnp.stack([X, 2 * X])
+    _, stats = jax.vmap(lambda x, s: jn.batch_norm(x, s, training=True))(data, models)
+    np.testing.assert_allclose(stats.mean[1], 2 * stats.mean[0], rtol=1e-6)
+    np.testing.assert_allclose(stats.weight, [0.01, 0.01], rtol=1e-6)
+
+
+def test_remat_updates_the_statistics_once():
+    """pfn-extras PR#117: rematerialization must not repeat the update."""
+
+    def loss(x, stats):
+        y, stats = jn.batch_norm(x, stats, training=True)
+        return jnp.sum(y**3), stats
+
+    start = jn.init_stats(5)
+    grads, stats = jax.grad(loss, has_aux=True)(X, start)
+    again, saved = jax.grad(jax.checkpoint(loss), has_aux=True)(X, start)
+    chex.assert_trees_all_close((again, saved), (grads, stats), rtol=1e-5, atol=1e-6)
+
+
+def test_batch_of_one_example():
+    y, stats = jn.batch_norm(X[:1, :1], jn.init_stats(5), SCALE, BIAS, training=True)
+    np.testing.assert_allclose(y[0, 0], BIAS, atol=1e-6)
+    np.testing.assert_array_equal(stats.var, 0)
+
+
+def test_half_precision_input_keeps_float32_statistics():
+    x = jnp.asarray(X, jnp.bfloat16)
+    y, stats = jn.batch_norm(x, jn.init_stats(5), SCALE, BIAS, training=True)
+    assert y.dtype == jnp.bfloat16
+    assert stats.mean.dtype == stats.var.dtype == jnp.float32
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(stats.var, wide.var((0, 1)), rtol=2e-6)
+
+
+def test_the_two_learned_numbers_undo_it():
+    moments = jn.compute_moments(X, (0, 1))
+    scale = jnp.sqrt(moments.var + 1e-5)
+    y, _ = jn.batch_norm(X, jn.init_stats(5), scale, moments.mean, training=True)
+    np.testing.assert_allclose(y, X, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,341 @@
+"""jaxnorm against stored outputs of PyTorch, made by `golden/make_golden.py`.
+
+Cases run in float32, in two layouts, and in float64: the first shows agreement to
+float32 rounding, the second that no small difference hides behind the rounding.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+
+GOLDEN = Path(__file__).parent / "golden" / "torch.npz"
+
+Arrays = dict[str, np.ndarray]
+
+
+class Program(NamedTuple):
+    """What jaxnorm has to compute; hashable.
+
+    Attributes:
+      function: name of a jaxnorm function.
+      training: mode of batch_norm, None for the others.
+      eps: as in jaxnorm and PyTorch.
+      momentum: PyTorch's, in training; None is the equal-weight average.
+      num_groups: of group_norm.
+      num_axes: how many trailing axes layer_norm and rms_norm normalize over.
+    """
+
+    function: str
+    training: bool | None
+    eps: float
+    momentum: float | None
+    num_groups: int | None
+    num_axes: int | None
+
+
+class Case(NamedTuple):
+    """A program, its inputs (float32) and PyTorch's results in two precisions.
+
+    Axis 1 holds the features. In a BatchNorm training case there is an axis in front of
+    all others that holds the steps; in `inputs` only "x" and "cotangent" have it.
+    """
+
+    name: str
+    program: Program
+    inputs: Arrays
+    expected: dict[str, Arrays]
+
+
+def load_cases() -> list[Case]:
+    """Read the stored cases."""
+    with np.load(GOLDEN) as file:
+        values = {name: file[name] for name in ("float32", "float64")}
+        index = json.loads(bytes(file["index"]))
+
+    def take(places: dict[str, Any], precision: str) -> Arrays:
+        arrays = {}
+        for name, place in places.items():
+            start, shape = place["offset"], place["shape"]
+            stop = start + int(np.prod(shape))
+            arrays[name] = values[precision][start:stop].reshape(shape)
+        return arrays
+
+    cases = []
+    for entry in index["cases"]:
+        options, training = entry["options"], entry["training"]
+        program = Program(
+            entry["function"],
+            training,
+            options["eps"],
+            options["momentum"] if training else None,
+            options.get("num_groups"),
+            len(options.get("normalized_shape", ())) or None,
+        )
+        expected = {
+            precision: take(entry[precision], precision) for precision in values
+        }
+        inputs = take(entry["inputs"], "float32")
+        cases.append(Case(entry["name"], program, inputs, expected))
+    return cases
+
+
+CASES = load_cases()
+
+# What the data must hold at least; they also have special inputs and values of eps.
+AFFINE = ("affine", "no_affine")
+REQUIRED = {
+    *(
+        f"batch_norm-{mode}-{rank}-momentum_{momentum}-{affine}"
+        for mode in ("train", "eval")
+        for rank in ("0d", "1d", "2d", "3d")
+        for momentum in (0.1, None)
+        for affine in AFFINE
+    ),
+    *(
+        f"layer_norm-{axes}_axes-{affine}"
+        for axes in (1, 2, 3)
+        for affine in (*AFFINE, "scale_only")
+    ),
+    *(
+        f"rms_norm-{axes}_axes-{affine}"
+        for axes in (1, 2, 3)
+        for affine in ("scale_only", "no_affine")
+    ),
+    *(
+        f"group_norm-{rank_and_groups}_groups-{affine}"
+        for rank_and_groups in ("0d-2", "1d-1", "1d-3", "1d-6", "2d-3", "3d-2")
+        for affine in AFFINE
+    ),
+    *(
+        f"instance_norm-{rank}-{affine}"
+        for rank in ("1d", "2d", "3d")
+        for affine in AFFINE
+    ),
+}
+
+each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+
+
+# The tolerance.
+#
+# Every result is a sum of terms, and each operation on the way to it rounds. To first
+# order its error is (a number of roundings) x (unit roundoff) x (the sum of the
+# magnitudes of its terms). `magnitudes` returns the last factor, for each element by
+# itself: elements that are small because terms cancel are not asked for digits that
+# their terms do not have, and large elements elsewhere excuse nothing. The error of a
+# long sum is covered: it grows as sqrt(n) times a typical partial sum, the sum of
+# magnitudes as n.
+#
+# The number of roundings: about ten operations lie between an input and a gradient,
+# with errors of random sign. PyTorch's float32 results lie within 4 of its float64
+# results.
+ROUNDINGS = 6
+
+
+def magnitudes(case: Case) -> Arrays:
+    """Return the sum of the magnitudes of the terms of each result, in float64."""
+    inputs = {key: value.astype(np.float64) for key, value in case.inputs.items()}
+    if not case.program.training:
+        return step_magnitudes(case.program, inputs)
+    steps = [
+        step_magnitudes(case.program, {**inputs, "x": x, "cotangent": cotangent})
+        for x, cotangent in zip(inputs["x"], inputs["cotangent"], strict=True)
+    ]
+    result = {key: np.stack([step[key] for step in steps]) for key in steps[0]}
+    # A running mean is an average of elements. A running variance is one of squares:
+    # these are positive and do not cancel.
+    all_but_features = tuple(a for a in range(1, inputs["x"].ndim) if a != 2)
+    batch_means = np.abs(inputs["x"]).mean(all_but_features)
+    result["running_mean"] = np.maximum.accumulate(batch_means)
+    result["running_var"] = case.expected["float64"]["running_var"]
+    return result
+
+
+def step_magnitudes(program: Program, inputs: Arrays) -> Arrays:
+    """Return the magnitudes for the output and the gradients of one step.
+
+    For y = weight (x - mean) / std + bias the terms of the gradient for x are those of
+    (g - average(g) - normalized average(g normalized)) / std with g = weight cotangent.
+    """
+    x, cotangent = inputs["x"], np.abs(inputs["cotangent"])
+    if program.num_axes is not None:
+        parameter_shape = x.shape[-program.num_axes :]
+        summed = tuple(range(x.ndim - program.num_axes))
+        grouped = (*x.shape[: -program.num_axes], -1)
+    else:
+        parameter_shape = (x.shape[1], *(1,) * (x.ndim - 2))
+        summed = tuple(a for a in range(x.ndim) if a != 1)
+        grouped = (x.shape[0], program.num_groups or x.shape[1], -1)
+    reduced = (0, 2) if program.function == "batch_norm" else -1
+
+    def average(values: np.ndarray) -> np.ndarray:
+        """Average what is normalized together."""
+        values = values.reshape(grouped)
+        mean = values.mean(reduced, keepdims=True)
+        return np.broadcast_to(mean, values.shape).reshape(x.shape)
+
+    def parameter(name: str, default: float) -> np.ndarray:
+        if name in inputs:
+            return inputs[name].reshape(parameter_shape)
+        return np.full(parameter_shape, default)
+
+    # The error of a mean is that of a sum of the elements, no less where they cancel.
+    if program.training is False:
+        mean = parameter("running_mean", 0.0)
+        var = parameter("running_var", 1.0)
+        mean_terms = np.abs(mean)
+    elif program.function == "rms_norm":
+        mean = mean_terms = np.zeros_like(x)
+        var = average(x**2)
+    else:
+        mean, mean_terms = average(x), average(np.abs(x))
+        var = average((x - mean) ** 2)
+    std = np.sqrt(var + program.eps)
+    normalized = (np.abs(x - mean) + mean_terms) / std
+
+    weight, bias = np.abs(parameter("weight", 1.0)), np.abs(parameter("bias", 0.0))
+    terms = weight * cotangent
+    grad_x = terms / std
+    if program.training is not False:
+        grad_x += (average(terms) + normalized * average(terms * normalized)) / std
+    result = {"output": weight * normalized + bias, "grad_x": grad_x}
+    if "weight" in inputs:
+        result["grad_weight"] = (cotangent * normalized).sum(summed)
+    if "bias" in inputs:
+        result["grad_bias"] = cotangent.sum(summed)
+    return result
+
+
+def assert_equal_to_rounding(
+    actual: Arrays, expected: Arrays, case: Case, precision: str, roundings: int
+) -> None:
+    """Assert that errors, counted in roundings in `precision`, are few."""
+    unit_roundoff = np.finfo(precision).eps / 2
+
+    def count(a: np.ndarray, b: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+        error = np.abs(a.astype(np.float64) - b)
+        return np.asarray(error / (unit_roundoff * magnitude))
+
+    errors = jax.tree.map(count, actual, expected, magnitudes(case))
+    zeros = jax.tree.map(np.zeros_like, errors)
+    chex.assert_trees_all_close(errors, zeros, rtol=0, atol=roundings)
+
+
+def call_jaxnorm(
+    program: Program, layout: str, x: jax.Array, parameters: Any, stats: Any
+) -> tuple[jax.Array, Any]:
+    """Call the function of a program on an input that lies as PyTorch has it.
+
+    In the layout "moved" features are last for jaxnorm, and the axes that LayerNorm
+    normalizes over are first.
+    """
+    scale, bias = parameters.get("weight"), parameters.get("bias")
+    eps = program.eps
+    if program.num_axes is not None:
+        in_torch = tuple(range(-program.num_axes, 0))
+        axis = in_torch if layout == "as_torch" else tuple(range(program.num_axes))
+        x = jnp.moveaxis(x, in_torch, axis)
+        if program.function == "layer_norm":
+            y = jn.layer_norm(x, scale, bias, axis=axis, eps=eps)
+        else:
+            y = jn.rms_norm(x, scale, axis=axis, eps=eps)
+        return jnp.moveaxis(y, axis, in_torch), stats
+
+    feature_axis = 1 if layout == "as_torch" else -1
+    x = jnp.moveaxis(x, 1, feature_axis)
+    choices: dict[str, Any] = {"feature_axis": feature_axis, "eps": eps}
+    if program.function == "batch_norm":
+        # PyTorch's momentum is the weight of the new value, and its running variance
+        # is unbiased.
+        decay = None if program.momentum is None else 1 - program.momentum
+        choices.update(training=program.training, decay=decay, ddof=1)
+        y, stats = jn.batch_norm(x, stats, scale, bias, **choices)
+    elif program.function == "group_norm":
+        choices["num_groups"] = program.num_groups
+        y = jn.group_norm(x, scale, bias, **choices)
+    else:
+        y = jn.instance_norm(x, scale, bias, **choices)
+    return jnp.moveaxis(y, feature_axis, 1), stats
+
+
+def run(program: Program, layout: str, inputs: dict[str, jax.Array]) -> Any:
+    """Run jaxnorm forwards and backwards; the results are named as PyTorch's."""
+    parameters = {key: inputs[key] for key in ("weight", "bias") if key in inputs}
+
+    def step(stats: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, Any]:
+        x, cotangent = pair
+        forward = functools.partial(call_jaxnorm, program, layout, stats=stats)
+        output, pull_back, stats = jax.vjp(forward, x, parameters, has_aux=True)
+        grad_x, gradients = pull_back(cotangent)
+        results = {"output": output, "grad_x": grad_x}
+        results.update({f"grad_{key}": value for key, value in gradients.items()})
+        if program.training:
+            results.update(running_mean=stats.mean, running_var=stats.var)
+        return stats, results
+
+    x, cotangent = inputs["x"], inputs["cotangent"]
+    stats = None
+    if program.training:
+        prior_weight = 0.0 if program.momentum is None else 1.0
+        stats = jn.init_stats(x.shape[2], prior_weight=prior_weight, dtype=x.dtype)
+        return jax.lax.scan(step, stats, (x, cotangent))[1]
+    if program.training is False:
+        mean, var = inputs["running_mean"], inputs["running_var"]
+        stats = jn.NormStats(mean, var, jnp.ones((), mean.dtype))
+    return step(stats, (x, cotangent))[1]
+
+
+@functools.cache
+def compiled(program: Program, layout: str) -> Callable[..., Any]:
+    """Return `run` under jit; cases that differ in their data only share it."""
+    return jax.jit(functools.partial(run, program, layout))
+
+
+def list_runs() -> Iterator[Any]:
+    """Yield every case in the layouts and precisions that it is run in.
+
+    A case without parameters differs from its neighbour in nothing else: one run is
+    enough for it.
+    """
+    for case in CASES:
+        runs = [("float32", "moved")]
+        if "weight" in case.inputs:
+            runs += [("float32", "as_torch"), ("float64", "moved")]
+        for precision, layout in runs:
+            name = f"{case.name}-{precision}-{layout}"
+            yield pytest.param(case, precision, layout, id=name)
+
+
+@pytest.mark.parametrize(("case", "precision", "layout"), list(list_runs()))
+def test_agrees_with_pytorch(case: Case, precision: str, layout: str) -> None:
+    with jax.enable_x64(precision == "float64"):
+        inputs = {key: jnp.asarray(v, precision) for key, v in case.inputs.items()}
+        results = compiled(case.program, layout)(inputs)
+        actual = {key: np.asarray(value) for key, value in results.items()}
+    expected = case.expected[precision]
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
+    # Both sides have rounded; seen from float32, the float64 result has not.
+    assert_equal_to_rounding(actual, expected, case, precision, 2 * ROUNDINGS)
+    if precision == "float32":
+        exact = case.expected["float64"]
+        assert_equal_to_rounding(actual, exact, case, precision, ROUNDINGS)
+
+
+@each_case
+def test_tolerance_fits_pytorch_itself(case: Case) -> None:
+    single, double = case.expected["float32"], case.expected["float64"]
+    assert_equal_to_rounding(single, double, case, "float32", ROUNDINGS)
+
+
+def test_data_are_complete() -> None:
+    assert REQUIRED - {case.name for case in CASES} == set()

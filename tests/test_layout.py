@@ -1,0 +1,76 @@
+"""The house: imports run one way, and the core needs jax alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import jaxnorm
+
+PACKAGE = Path(jaxnorm.__file__).parent
+
+# A module may import those above it in this list.
+ORDER = [
+    "axes",
+    "devices",
+    "moments",
+    "normalization",
+    "running",
+    "norms",
+    "norms.batch",
+    "norms.per_example",
+    "weight_norms",
+    "flax_shared",
+    "linen",
+    "nnx",
+]
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update([node.module, *names])
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name.removeprefix("jaxnorm.") for name in found if name.startswith("jaxn")}
+
+
+def modules() -> dict[str, Path]:
+    files = PACKAGE.rglob("*.py")
+    names = {
+        ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
+        for file in files
+    }
+    return {name.removesuffix(".__init__"): file for name, file in names.items()}
+
+
+def test_every_module_has_its_place():
+    assert set(modules()) - {"__init__"} <= set(ORDER)
+
+
+def test_imports_run_downwards():
+    for name, path in modules().items():
+        if name == "__init__":
+            continue
+        known = imported_modules(path) & set(ORDER)
+        above = set(ORDER[: ORDER.index(name)])
+        assert known <= above, f"{name} imports {known - above}"
+
+
+def test_public_names_are_those_of_the_list():
+    public = {name for name in vars(jaxnorm) if not name.startswith("_")}
+    assert set(jaxnorm.__all__) <= public
+    # What else is visible are submodules, and none has the name of a function.
+    assert public - set(jaxnorm.__all__) <= {name.split(".")[0] for name in ORDER}
+    assert jaxnorm.__all__ == sorted(jaxnorm.__all__)
+
+
+def test_import_needs_jax_alone():
+    code = (
+        "import sys; import jaxnorm; "
+        "heavy = {'flax', 'optax', 'matplotlib', 'sklearn', 'chex'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,204 @@
+"""Moments: accuracy against float64, the algebra, weights, derivatives."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import jaxnorm as jn
+from tests import reference
+
+RNG = np.random.default_rng(0)
+
+
+def moments64(x, axis, weights=None):
+    """Return the oracle's count, mean and variance."""
+    x = np.asarray(x, np.float64)
+    mean, var, count = reference.moments(np, x, weights, axes=axis)
+    return np.squeeze(count, axis), np.squeeze(mean, axis), np.squeeze(var, axis)
+
+
+def samples(size, offset):
+    """Return values of mean `offset` and standard deviation 1; the first is far off."""
+    x = RNG.normal(offset, 1.0, (size, 4)).astype(np.float32)
+    x[0] += 10
+    return x
+
+
+def fast_variance(x):
+    """Return E[x^2] - E[x]^2, the default of Flax and Haiku."""
+    return jnp.mean(jnp.square(x), 0) - jnp.square(jnp.mean(x, 0))
+
+
+class AccuracyTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_contract(self):
+        """Variance to 2e-6, mean to one unit in its last place."""
+        compute = self.variant(lambda x: jn.compute_moments(x, 0))
+        for size in (64, 4096, 100_352, 800_000):
+            for offset in (0.0, 1e2, 1e4, 1e6):
+                x = samples(size, offset)
+                _, mean, var = moments64(x, (0,))
+                got = compute(x)
+                np.testing.assert_allclose(got.var, var, rtol=2e-6)
+                # A mean near 0 is a sum that cancels: it is right relative to std.
+                unit = np.spacing(np.maximum(np.abs(mean), 1).astype(np.float32))
+                assert np.all(np.abs(got.mean - mean) <= unit)
+
+
+def test_the_fast_variance_of_flax_fails_the_same_contract():
+    x = samples(4096, 1e4)
+    _, _, var = moments64(x, (0,))
+    assert np.all(np.abs(fast_variance(x) - var) > 0.1 * var)
+
+
+def test_float64_stays_float64():
+    with jax.enable_x64(True):
+        x = RNG.normal(1e8, 1.0, (1000, 2))
+        got = jn.compute_moments(x, 0)
+        assert got.mean.dtype == jnp.float64
+        np.testing.assert_allclose(got.var, x.var(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_has_float32_statistics(dtype):
+    x = jnp.asarray(RNG.normal(3.0, 0.1, (10_000, 3)), dtype)
+    got = jn.compute_moments(x, 0)
+    _, mean, var = moments64(x, (0,))
+    assert got.mean.dtype == got.var.dtype == jnp.float32
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(got.var, var, rtol=2e-6)
+
+
+def test_complex_input_has_real_variance():
+    x = (RNG.normal(2, 1, (100, 3)) + 1j * RNG.normal(1, 2, (100, 3))).astype(
+        np.complex64
+    )
+    got = jn.compute_moments(x, 0)
+    assert got.var.dtype == jnp.float32
+    np.testing.assert_allclose(got.mean, x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(got.var, x.var(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, (0, 2), (0, 1, 2), -1])
+@pytest.mark.parametrize(
+    "shape", [(4, 5, 6), (4, 1, 1), (1, 5, 1), (5, 1), (6,), ()], ids=str
+)
+def test_weights_broadcast_over_any_axes(axis, shape):
+    x = RNG.normal(5, 2, (4, 5, 6)).astype(np.float32)
+    weights = RNG.uniform(0.1, 2, shape).astype(np.float32)
+    got = jn.compute_moments(x, axis, weights=weights)
+    axes = tuple(a % 3 for a in np.atleast_1d(axis))
+    count, mean, var = moments64(x, axes, weights)
+    np.testing.assert_allclose(
+        np.broadcast_to(got.count, count.shape), count, rtol=1e-6
+    )
+    np.testing.assert_allclose(got.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(got.var, var, rtol=2e-6)
+
+
+def test_weight_0_hides_whatever_it_covers():
+    x = RNG.normal(1e4, 1, (8, 3)).astype(np.float32)
+    padded = np.concatenate([x, [[np.nan] * 3, [np.inf] * 3, [3e38] * 3]]).astype("f4")
+    mask = np.arange(11)[:, None] < 8
+    for weights in (mask, mask.astype(np.float32)):
+        got = jn.compute_moments(padded, 0, weights=weights)
+        chex.assert_trees_all_close(got, jn.compute_moments(x, 0), rtol=1e-7)
+
+
+def test_weight_2_is_the_row_given_twice():
+    x = RNG.normal(3, 1, (6, 2)).astype(np.float32)
+    weights = np.array([1, 2, 1, 2, 1, 1], np.float32)[:, None]
+    twice = np.repeat(x, [1, 2, 1, 2, 1, 1], axis=0)
+    chex.assert_trees_all_close(
+        jn.compute_moments(x, 0, weights=weights),
+        jn.compute_moments(twice, 0),
+        rtol=1e-6,
+    )
+
+
+def test_the_empty_set_has_zero_moments():
+    got = jn.compute_moments(jnp.full((4, 3), jnp.nan), 0, weights=jnp.zeros((4, 1)))
+    chex.assert_trees_all_equal(
+        (got, got.var),
+        (jn.Moments(jnp.float32(0), jnp.zeros(3), jnp.zeros(3)), jnp.zeros(3)),
+    )
+
+
+floats = st.floats(-1e4, 1e4, width=32)
+sets = st.lists(floats, max_size=6)
+
+
+def moments_of(values):
+    padded = jnp.asarray(list(values) + [0.0] * (6 - len(values)), jnp.float32)
+    return jn.compute_moments(padded, 0, weights=jnp.arange(6) < len(values))
+
+
+def assert_close(a, b):
+    """Compare moments to rounding, relative to the largest value they are made of."""
+    size = 1 + float(max(abs(a.mean), abs(b.mean)))
+    np.testing.assert_allclose(a.count, b.count)
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-5, atol=1e-2 * size * 1e-3)
+    np.testing.assert_allclose(a.m2, b.m2, rtol=1e-4, atol=1e-1 + 1e-4 * size**2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sets, sets, sets)
+def test_merging_is_an_algebra(a, b, c):
+    """Commutative, associative, with the empty set as identity; and it is right."""
+    A, B, C = moments_of(a), moments_of(b), moments_of(c)
+    assert_close(jn.merge_moments(A, B), jn.merge_moments(B, A))
+    left = jn.merge_moments(jn.merge_moments(A, B), C)
+    assert_close(left, jn.merge_moments(A, jn.merge_moments(B, C)))
+    chex.assert_trees_all_equal(jn.merge_moments(A, moments_of([])), A)
+    everything = np.array([*a, *b, *c], np.float64)
+    if everything.size:
+        expected = everything.mean(), everything.var() * everything.size
+        assert_close(left, jn.Moments(jnp.float32(everything.size), *expected))
+
+
+def test_merging_keeps_large_offsets():
+    x = samples(4096, 1e4)
+    merged = jn.merge_moments(
+        jn.compute_moments(x[:1000], 0), jn.compute_moments(x[1000:], 0)
+    )
+    _, mean, var = moments64(x, (0,))
+    np.testing.assert_allclose(merged.mean, mean, rtol=1e-7)
+    np.testing.assert_allclose(merged.var, var, rtol=1e-5)
+
+
+def test_the_empty_set_may_hold_anything():
+    empty = jn.Moments(jnp.float32(0), jnp.full(3, jnp.nan), jnp.full(3, jnp.nan))
+    full = jn.compute_moments(samples(10, 0.0)[:, :3], 0)
+    chex.assert_trees_all_equal(jn.merge_moments(empty, full), full)
+
+
+def test_scan_merges_a_data_set():
+    x = samples(64, 1e2)
+    first = jn.Moments(jnp.float32(0), jnp.zeros(4), jnp.zeros(4))
+
+    def step(total, batch):
+        return jn.merge_moments(total, jn.compute_moments(batch, 0)), None
+
+    total, _ = jax.lax.scan(step, first, x.reshape(8, 8, 4))
+    _, mean, var = moments64(x, (0,))
+    np.testing.assert_allclose(total.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(total.var, var, rtol=1e-5)
+    assert total.count == 64
+
+
+def test_derivatives_to_second_order():
+    """Also for the weights: a learned weighting is not silently constant."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(RNG.normal(2, 1, (5, 3)))
+        weights = jnp.asarray(RNG.uniform(0.5, 2, (5, 1)))
+
+        def f(x, weights):
+            return jn.compute_moments(x, 0, weights=weights)
+
+        check_grads(f, (x, weights), order=2, atol=1e-5, rtol=1e-5)
+        check_grads(lambda x: jn.compute_moments(x, 0), (x,), order=2, rtol=1e-5)

@@ -1,0 +1,270 @@
+"""Outputs and derivatives of every norm, against the textbook's formula."""
+
+import dataclasses
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import jaxnorm as jn
+from tests.cases import CASES, FAMILIES, batch_norm, layer_norm, name_of
+
+every_case = pytest.mark.parametrize("case", CASES, ids=name_of)
+every_family = pytest.mark.parametrize("case", FAMILIES, ids=name_of)
+
+
+def in_float64(f, *arrays):
+    """Run `f` under x64 on the same values."""
+    with jax.enable_x64(True):
+        cast = [None if a is None else jnp.asarray(a, jnp.float64) for a in arrays]
+        return jax.tree.map(np.asarray, f(*cast))
+
+
+def gradients(f, cotangent):
+    """Return the function that pulls `cotangent` back to x, scale and bias."""
+
+    def pull(x, scale, bias, weights=None):
+        y, vjp = jax.vjp(lambda *args: f(*args, weights), x, scale, bias)
+        return vjp(jnp.asarray(cotangent, y.dtype))
+
+    return pull
+
+
+def assert_rounding(got, expected, factor=8.0):
+    """Compare in units of float32 rounding, relative to the largest value."""
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        unit = np.finfo(np.float32).eps * max(np.max(np.abs(b)), 1e-2)
+        np.testing.assert_allclose(a, b, rtol=0, atol=factor * unit)
+
+
+@every_case
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_output_and_gradients(case, weighted):
+    x, scale, bias = case.inputs()
+    weights = case.weights() if weighted else None
+    y = jax.jit(case)(x, scale, bias, weights)
+    assert y.dtype == x.dtype
+    wide = [None if a is None else a.astype(np.float64) for a in (x, scale, bias)]
+    assert_rounding(y, case.plain(np, *wide, weights))
+    ct = case.cotangent()
+    got = jax.jit(gradients(case, ct))(x, scale, bias, weights)
+    plain = gradients(lambda *args: case.plain(jnp, *args), ct)
+    # Sums of up to 40 terms, and differences of them.
+    assert_rounding(got, in_float64(plain, x, scale, bias, weights), factor=64)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("size", [64, 4096])
+def test_accuracy_of_the_output(size, offset):
+    """The offset costs nothing: the shift and the remainder are kept apart."""
+    x = np.random.default_rng(0).normal(offset, 1.0, (size, 3)).astype(np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(jax.jit(batch_norm)(x, None, None), expected, atol=2e-6)
+    rows = jax.jit(layer_norm)(x.T, None, None)
+    np.testing.assert_allclose(rows, expected.T, atol=2e-6)
+
+
+@every_family
+def test_derivatives_to_second_order(case):
+    """Against finite differences, forward and reverse, weights and eps included."""
+    with jax.enable_x64(True):
+        x, scale, bias = (jnp.asarray(v, jnp.float64) for v in case.inputs())
+        x = x[:2]
+        weights = jnp.asarray(case.weights()[:2] + 0.1, jnp.float64)
+
+        def f(x, scale, bias, weights, eps):
+            return case(x, scale, bias, weights, eps=eps)
+
+        args = (x, scale, bias, weights, jnp.float64(0.1))
+        check_grads(jax.jit(f), args, order=2, atol=2e-5, rtol=2e-5)
+
+
+@every_family
+def test_transformations_agree_with_plain_autodiff(case):
+    x, scale, bias = (v.astype(np.float32) for v in case.inputs())
+    x = x[:2]
+    direction = case.cotangent()[:2]
+
+    def transforms(f):
+        def loss(x, scale, bias):
+            return jnp.sum(jnp.sin(f(x, scale, bias)))
+
+        def all_of_them(x, scale, bias, direction):
+            flat = x.ravel()
+            gradient = jax.grad(loss)
+            steps = jnp.stack([x, x + 1])
+            along = jax.linearize(lambda x: f(x, scale, bias), x)[1]
+            return {
+                "jvp": jax.jvp(lambda x: f(x, scale, bias), (x,), (direction,)),
+                "linearize": along(direction),
+                "hessian": jax.hessian(lambda v: loss(v.reshape(x.shape), scale, bias))(
+                    flat
+                )
+                if flat.size <= 64
+                else (),
+                "reverse over forward": jax.grad(
+                    lambda x: jax.jvp(
+                        gradient, (x, scale, bias), (direction, scale, bias)
+                    )[0].sum()
+                )(x),
+                "vmap(grad)": jax.vmap(gradient, (0, None, None))(steps, scale, bias),
+                "grad of scan": jax.grad(
+                    lambda x: jax.lax.scan(
+                        lambda c, _: (f(c, scale, bias), None), x, length=3
+                    )[0].std()
+                )(x),
+                "remat": jax.grad(jax.checkpoint(loss), (0, 1, 2))(x, scale, bias),
+                "grad(remat(scan))": jax.grad(
+                    lambda s: jax.lax.scan(
+                        jax.checkpoint(lambda c, _: (f(c, s, bias), None)), x, length=2
+                    )[0].std()
+                )(scale),
+            }
+
+        return all_of_them
+
+    got = jax.jit(transforms(case))(x, scale, bias, direction)
+    plain = transforms(lambda *args: case.plain(jnp, *args))
+    expected = in_float64(jax.jit(plain), x, scale, bias, direction)
+    for name, value in expected.items():
+        # Second derivatives of float32 functions: a few hundred roundings.
+        assert_rounding(got[name], value, factor=500), name
+
+
+@every_family
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e20])
+def test_padding_changes_nothing(case, garbage):
+    """Statistics, outputs and gradients are those of the batch without the padding."""
+    x, scale, bias = case.inputs()
+    ct = case.cotangent()
+    axis = 1 if case.name in ("instance", "group") else 0
+    if case.name in ("layer-3d", "rms"):  # the reduced axis is that of the parameters
+        axis, scale, bias = 2, scale * 0 + 1.5, bias * 0 + 0.5
+
+    def padded(v, value, axis=axis):
+        widths = [(0, 2 if i == axis % v.ndim else 0) for i in range(v.ndim)]
+        return np.pad(v, widths, constant_values=value)
+
+    parameters = [padded(v, v.ravel()[0], 0) if axis == 2 else v for v in (scale, bias)]
+    mask = padded(np.ones_like(x, bool), False)
+    y = jax.jit(case)(padded(x, garbage), *parameters, mask)
+    assert np.all(np.isfinite(y))
+    keep = tuple(slice(0, n) for n in x.shape)
+    assert_rounding(y[keep], case(x, scale, bias))
+    pull = jax.jit(gradients(case, padded(ct, 0)))
+    dx, *rest = pull(padded(x, garbage), *parameters, mask)
+    expected_dx, *expected_rest = jax.jit(gradients(case, ct))(x, scale, bias)
+    assert_rounding(dx[keep], expected_dx, factor=32)
+    rest = [v[: e.shape[0]] for v, e in zip(rest, expected_rest, strict=True)]
+    assert_rounding(rest, expected_rest, factor=32)
+    assert np.all(np.isfinite(dx))
+
+
+@every_family
+def test_an_empty_set_gives_zeros_and_zero_gradients(case):
+    x, scale, bias = case.inputs()
+    nothing = np.zeros(x.shape, np.float32)
+    for value in (x, np.full_like(x, np.nan)):
+        chex.assert_trees_all_equal(
+            case(value, scale, bias, nothing), jnp.zeros(x.shape)
+        )
+        pull = jax.jit(gradients(case, case.cotangent()))
+        grads = pull(value, scale, bias, nothing)
+        chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_input_is_the_only_large_residual(case, dtype):
+    """A linearization keeps the input in its own dtype, and small things."""
+    case = dataclasses.replace(case, shape=tuple(16 * n for n in case.shape))
+    x, scale, bias = case.inputs(dtype)
+    _, vjp = jax.eval_shape(lambda *args: jax.vjp(case, *args), x, scale, bias)
+    kept = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(vjp)]
+    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in kept)
+    assert x.nbytes <= size <= 1.05 * x.nbytes, kept
+
+
+def test_bfloat16_gradients_are_rounded_once():
+    case = FAMILIES[0]
+    x, scale, bias = case.inputs(jnp.bfloat16)
+    got = gradients(case, case.cotangent())(x, scale, bias)[0]
+    assert got.dtype == jnp.bfloat16
+    ct = np.asarray(jnp.asarray(case.cotangent(), jnp.bfloat16), np.float64)
+    plain = gradients(lambda *args: case.plain(jnp, *args), ct)
+    expected = in_float64(plain, np.asarray(x, np.float64), scale, bias)[0]
+    # Half a unit in the last place of bfloat16, and float32 noise.
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), expected, rtol=2.0**-8, atol=1e-5
+    )
+
+
+def test_the_output_may_have_another_dtype():
+    x, scale, bias = CASES[0].inputs(jnp.bfloat16)
+    wide = batch_norm(x, scale, bias, dtype=jnp.float32)
+    assert wide.dtype == jnp.float32
+    exact = batch_norm(jnp.asarray(x, jnp.float32), scale, bias)
+    chex.assert_trees_all_equal(wide, exact)
+
+
+def test_complex_input():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(1, 1, (50, 2)) + 1j * rng.normal(2, 3, (50, 2))).astype("c8")
+    expected = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    y = jn.layer_norm(x.T)
+    np.testing.assert_allclose(y, expected.T, atol=1e-5)
+    with jax.enable_x64(True):
+        check_grads(
+            lambda x: jn.layer_norm(x[0] + 1j * x[1]).real,
+            (jnp.asarray(rng.normal(size=(2, 3, 4))),),
+            order=1,
+            rtol=1e-4,
+        )
+
+
+def test_a_constant_channel_keeps_its_digits():
+    """pytorch#5410: scale * x + shift, reordered, gave 0.75 for 0.7776."""
+    x = jnp.full((8, 2), 4321.7)
+    stats = jn.NormStats(x[0], jnp.zeros(2), jnp.float32(1))
+    bias = jnp.full(2, 0.7776)
+    for training in (True, False):
+        y, _ = jn.batch_norm(x, stats, None, bias, training=training)
+        np.testing.assert_allclose(y, 0.7776, rtol=1e-6)
+
+
+def test_conditional_scale_and_bias():
+    """One scale an example, given with the rank of x."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4, 4, 2)).astype(np.float32)
+    scale = rng.normal(size=(3, 1, 1, 2)).astype(np.float32)
+    np.testing.assert_allclose(
+        batch_norm(x, scale, scale),
+        batch_norm(x, None, None) * scale + scale,
+        atol=1e-6,
+    )
+    with jax.enable_x64(True):
+        check_grads(
+            jax.jit(lambda x, scale: batch_norm(x, scale, scale)),
+            (jnp.asarray(x[:, 0], jnp.float64), jnp.asarray(scale[:, 0], jnp.float64)),
+            order=2,
+            rtol=1e-4,
+        )
+
+
+def test_normalize_by_given_statistics():
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 2, (4, 5, 6)).astype(np.float32)
+    mean, var, scale, bias = rng.uniform(0.5, 2, (4, 5)).astype(np.float32)
+    y = jn.normalize(x, mean, var, scale, bias, eps=1e-3, feature_axis=1)
+    wide = (x - mean[:, None]) / np.sqrt(var[:, None] + 1e-3) * scale[:, None]
+    np.testing.assert_allclose(y, wide + bias[:, None], atol=1e-5)
+    with jax.enable_x64(True):
+        args = [jnp.asarray(v, jnp.float64) for v in (x[0], mean, var, scale, bias)]
+        check_grads(
+            lambda *args: jn.normalize(*args, feature_axis=0), args, order=2, rtol=1e-4
+        )

@@ -1,0 +1,161 @@
+"""Running statistics: averages, debiasing, what must not spoil them, merging."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxnorm as jn
+
+BATCHES = np.random.default_rng(0).normal(3, 2, (5, 16, 3)).astype(np.float32)
+
+
+def run(stats, batches=BATCHES, **kwargs):
+    for batch in batches:
+        stats = jn.update_stats(stats, jn.compute_moments(batch, 0), **kwargs)
+    return stats
+
+
+class UpdateTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_first_update_gives_the_first_batch_exactly(self):
+        moments = jn.compute_moments(BATCHES[0], 0)
+        stats = self.variant(jn.update_stats)(jn.init_stats(3), moments)
+        np.testing.assert_array_equal(stats.mean, moments.mean)
+        np.testing.assert_allclose(stats.var, moments.var, rtol=1e-7)
+        np.testing.assert_allclose(stats.weight, 0.01, rtol=1e-6)
+
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_prior_weight_1_is_the_plain_average_from_0_and_1(self):
+        step = self.variant(jn.update_stats)
+        stats = jn.init_stats(3, prior_weight=1.0)
+        mean, var = np.zeros(3, np.float32), np.ones(3, np.float32)
+        for batch in BATCHES:
+            moments = jn.compute_moments(batch, 0)
+            stats = step(stats, moments)
+            # Flax's line, in its own precision.
+            mean = np.float32(0.99) * mean + np.float32(1 - 0.99) * moments.mean
+            var = np.float32(0.99) * var + np.float32(1 - 0.99) * moments.var
+        np.testing.assert_allclose(stats.mean, mean, rtol=1e-7)
+        np.testing.assert_allclose(stats.var, var, rtol=2e-7)
+        assert stats.weight == 1.0
+
+
+def test_exponential_average_is_unbiased():
+    weights = 0.9 ** np.arange(4, -1, -1)
+    means = BATCHES.astype(np.float64).mean(1)
+    stats = run(jn.init_stats(3), decay=0.9)
+    np.testing.assert_allclose(stats.mean, weights @ means / weights.sum(), rtol=1e-6)
+    np.testing.assert_allclose(stats.weight, 1 - 0.9**5, rtol=1e-6)
+
+
+def test_cumulative_average_weighs_all_batches_alike():
+    stats = run(jn.init_stats(3), decay=None)
+    np.testing.assert_allclose(stats.mean, BATCHES.mean((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        stats.var, BATCHES.astype(np.float64).var(1).mean(0), rtol=1e-6
+    )
+    assert stats.weight == 5
+
+
+def test_ddof_1_keeps_the_unbiased_variance():
+    stats = run(jn.init_stats(3), BATCHES[:1], ddof=1)
+    expected = BATCHES[0].astype(np.float64).var(0, ddof=1)
+    np.testing.assert_allclose(stats.var, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.99, None])
+@pytest.mark.parametrize(
+    "moments",
+    [
+        jn.Moments(jnp.float32(0), jnp.zeros(3), jnp.zeros(3)),
+        jn.Moments(jnp.float32(4), jnp.array([1.0, jnp.nan, 1.0]), jnp.ones(3)),
+        jn.Moments(jnp.float32(4), jnp.ones(3), jnp.array([1.0, jnp.inf, 1.0])),
+    ],
+    ids=["empty", "mean not finite", "variance not finite"],
+)
+def test_a_batch_that_cannot_be_trusted_changes_nothing(moments, decay):
+    stats = run(jn.init_stats(3))
+    after = jax.jit(lambda s, m: jn.update_stats(s, m, decay=decay))(stats, moments)
+    chex.assert_trees_all_equal(after, stats)
+    # A single value holds no evidence on the unbiased variance.
+    one = jn.compute_moments(BATCHES[0, :1], 0)
+    chex.assert_trees_all_equal(jn.update_stats(stats, one, decay=decay, ddof=1), stats)
+
+
+def test_a_feature_without_data_keeps_its_statistics():
+    mask = jnp.array([True, False, True])
+    moments = jn.compute_moments(BATCHES[0], 0, weights=mask)
+    stats = run(jn.init_stats(3), BATCHES[1:2])
+    after = jn.update_stats(stats, moments)
+    assert after.mean[1] == stats.mean[1]
+    assert after.var[1] == stats.var[1]
+    assert after.mean[0] != stats.mean[0]
+
+
+def test_one_weight_a_feature_debiases_each():
+    mask = jnp.array([True, False, True])
+    stats = jn.init_stats(3)._replace(weight=jnp.zeros(3))
+    stats = jn.update_stats(stats, jn.compute_moments(BATCHES[0], 0, weights=mask))
+    stats = jn.update_stats(stats, jn.compute_moments(BATCHES[1], 0))
+    expected = jn.compute_moments(BATCHES[1], 0).mean[1]
+    np.testing.assert_allclose(stats.mean[1], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        stats.weight, [1 - 0.99**2, 0.01, 1 - 0.99**2], rtol=1e-5
+    )
+
+
+def test_decay_1_from_nothing_keeps_the_start():
+    chex.assert_trees_all_equal(run(jn.init_stats(3), decay=1.0), jn.init_stats(3))
+
+
+def test_decay_may_be_traced():
+    update = jax.jit(lambda s, m, decay: jn.update_stats(s, m, decay=decay))
+    moments = jn.compute_moments(BATCHES[0], 0)
+    stats = run(jn.init_stats(3))
+    chex.assert_trees_all_close(
+        update(stats, moments, 0.8), jn.update_stats(stats, moments, decay=0.8)
+    )
+
+
+def test_state_keeps_its_types():
+    """No weak type, no promotion: a scan carries the state, and nothing recompiles."""
+    with jax.enable_x64(True):
+        stats = jn.init_stats(3)
+        moments = jn.compute_moments(BATCHES.astype(np.float64)[0], 0)
+        after = jn.update_stats(stats, moments)
+    for old, new in zip(stats, after, strict=True):
+        assert (old.dtype, old.weak_type) == (new.dtype, new.weak_type)
+        assert new.dtype == jnp.float32
+
+
+def test_merge_by_total_variance_is_the_statistics_of_all_data():
+    shards = BATCHES.astype(np.float64)
+    replicas = [
+        run(jn.init_stats(3), shard[None].astype(np.float32)) for shard in shards
+    ]
+    merged = jn.merge_stats(replicas)
+    together = shards.reshape(-1, 3)
+    np.testing.assert_allclose(merged.mean, together.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(merged.var, together.var(0), rtol=1e-6)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
+    chex.assert_trees_all_equal(jn.merge_stats(stacked), merged)
+
+
+def test_merge_by_average_leaves_out_the_spread_of_the_means():
+    replicas = [run(jn.init_stats(3), batch[None]) for batch in BATCHES]
+    merged = jn.merge_stats(replicas, method="average")
+    np.testing.assert_allclose(
+        merged.var, BATCHES.astype(np.float64).var(1).mean(0), rtol=1e-6
+    )
+
+
+def test_merge_passes_over_replicas_without_evidence():
+    replica = run(jn.init_stats(3))
+    merged = jn.merge_stats([replica, jn.init_stats(3)])
+    np.testing.assert_allclose(merged.mean, replica.mean, rtol=1e-6)
+    np.testing.assert_allclose(merged.var, replica.var, rtol=1e-6)
+    chex.assert_trees_all_equal(
+        jn.merge_stats([jn.init_stats(3)] * 2), jn.init_stats(3)
+    )
