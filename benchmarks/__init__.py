@@ -1,0 +1,1 @@
+"""Measurements: accuracy, time, memory and collectives, beside the peers."""
