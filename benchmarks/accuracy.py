@@ -1,6 +1,6 @@
 """Print how accurate a float32 variance is, far from zero.
 
-    python -m benchmarks.accuracy
+python -m benchmarks.accuracy
 """
 
 import jax
