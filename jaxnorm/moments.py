@@ -21,7 +21,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, devices
+from jaxnorm import axes, devices, sums
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 
 
@@ -254,18 +254,17 @@ def deviations(
 
 def measure(x: jax.Array, weights: jax.Array | None, over: Reduction) -> ShiftedMoments:
     """Compute and pool moments; without a derivative rule of its own."""
-    x = x.astype(axes.statistics_dtype(x.dtype))
+
+    def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
+        d = x.astype(shift.dtype) - shift
+        return _weigh(d, weights), _weigh(square(d), weights)
+
     count = _count(x, weights, over.axis)
-    if over.centered:
-        shift = _weighted_sum(x, weights, over.axis) * reciprocal(count)
-        # A constant shift changes no result: derivatives flow through the mean.
-        d = x - lax.stop_gradient(shift)
-        mean = _weighted_sum(d, weights, over.axis) * reciprocal(count)
-        m2 = _weighted_sum(square(d), weights, over.axis) - count * square(mean)
-    else:
-        m2 = _weighted_sum(square(x), weights, over.axis)
-        shift = mean = jnp.zeros_like(m2)
-    return _pool(ShiftedMoments(count, shift, mean, jnp.maximum(m2, 0)), over)
+    shift = _settle(_shift(x, weights, count, over))
+    first, second = sums.sum_pair(terms, (x, shift, weights), over.axis)
+    mean = first * reciprocal(count) if over.centered else jnp.zeros_like(shift)
+    m2 = jnp.maximum(second - count * square(mean), 0)
+    return _pool(ShiftedMoments(count, shift, mean, m2), over)
 
 
 def moment_tangents(
@@ -293,18 +292,18 @@ def moment_tangents(
     if t_weights is not None:
         t_sum += _sum(t_weights * c, over.axis)
         t_m2 += _sum(t_weights * square(c), over.axis)
-    sums = {"m2": t_m2}
+    local = {"m2": t_m2}
     if over.centered:
-        sums["mean"] = t_sum
+        local["mean"] = t_sum
     if t_weights is not None:
-        sums["count"] = _count(d, t_weights, over.axis)
-    sums = devices.sum_over_devices(sums, over.axis_name, over.axis_index_groups)
+        local["count"] = _count(d, t_weights, over.axis)
+    total = devices.sum_over_devices(local, over.axis_name, over.axis_index_groups)
     t_shift = jnp.zeros_like(moments.shift)
     return ShiftedMoments(
-        sums.get("count", jnp.zeros_like(moments.count)),
+        total.get("count", jnp.zeros_like(moments.count)),
         t_shift,
-        sums.get("mean", t_shift) * reciprocal(moments.count),
-        sums["m2"],
+        total.get("mean", t_shift) * reciprocal(moments.count),
+        total["m2"],
     )
 
 
@@ -322,13 +321,25 @@ def nonzero(tangents: Any) -> Any:
 
 def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
     """Sum the weights over `axis` of `x`, axes kept."""
-    dtype = jnp.finfo(x.dtype).dtype  # the real dtype of a complex one
+    dtype = jnp.finfo(axes.statistics_dtype(x.dtype)).dtype
     if weights is None:
         weights = jnp.ones((1,) * x.ndim, dtype)
     repeats = 1
     for a in axis:
         repeats *= x.shape[a] if weights.shape[a] == 1 else 1
     return jnp.sum(weights, axis, dtype, keepdims=True) * float(repeats)
+
+
+def _shift(
+    x: jax.Array, weights: jax.Array | None, count: jax.Array, over: Reduction
+) -> jax.Array:
+    """Return a value near the mean, of elements of non-zero weight."""
+    wide = x.astype(axes.statistics_dtype(x.dtype))
+    if not over.centered:
+        return jnp.zeros_like(_sum(wide, over.axis))
+    if weights is not None:
+        return _weighted_sum(wide, weights, over.axis) * reciprocal(count)
+    return sums.mean_of_a_slice(x, over.axis)
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
@@ -338,11 +349,29 @@ def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
 def _weighted_sum(
     x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]
 ) -> jax.Array:
-    """Sum weights * x over `axis`; what weight 0 covers is never multiplied."""
+    return _sum(_weigh(x, weights), axis)
+
+
+def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Return weights * x; what weight 0 covers is never multiplied."""
     if weights is None:
-        return _sum(x, axis)
+        return x
     x = jnp.where(weights > 0, x, 0)
-    return _sum(x if weights.dtype == bool else x * weights, axis)
+    return x if weights.dtype == bool else x * weights
+
+
+def _settle(shift: jax.Array) -> jax.Array:
+    """Round to one bit less than the dtype holds, so that all users see one value.
+
+    XLA computes a value anew where it is used, and there may fuse its last product into
+    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
+    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Explicit
+    rounding cannot be fused away (optimization_barrier can, on CPU).
+    """
+    if jnp.iscomplexobj(shift):
+        return lax.complex(_settle(shift.real), _settle(shift.imag))
+    info = jnp.finfo(shift.dtype)
+    return lax.reduce_precision(shift, info.nexp, info.nmant - 1)
 
 
 def _shifted(moments: Moments) -> ShiftedMoments:
@@ -359,7 +388,7 @@ def _merge(parts: ShiftedMoments) -> ShiftedMoments:
     share = counts * reciprocal(total)
     # Shifts of different parts lie near each other: taken relative to their average,
     # all digits of the differences survive.
-    shift = jnp.sum(jnp.where(present, parts.shift, 0) * share, 0)
+    shift = _settle(jnp.sum(jnp.where(present, parts.shift, 0) * share, 0))
     offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
     mean = jnp.sum(offset * share, 0)
     between = jnp.sum(counts * square(offset - mean), 0)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, devices
+from jaxnorm import axes, devices, sums
 from jaxnorm.axes import Axes
 from jaxnorm.moments import (
     Reduction,
@@ -162,8 +162,9 @@ def _differentiate(
 
     inverse = lax.rsqrt(moments.var + eps)
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
-    gain, t_scale = _or(scale, 1.0), _or(tangents.scale, 0.0)
-    t_bias, t_eps = _or(tangents.bias, 0.0), _or(tangents.eps, 0.0)
+    zero = jnp.zeros((1,) * x.ndim, d.dtype)
+    gain, t_scale = _or(scale, zero + 1), _or(tangents.scale, zero)
+    t_bias, t_eps = _or(tangents.bias, zero), _or(tangents.eps, zero)
     # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
     a, p = inverse, -0.5 * inverse**3 * (t_var + t_eps)
     q = -inverse * t_moments.mean
@@ -171,12 +172,27 @@ def _differentiate(
     if folded:
         a, p, q = a * gain, p * gain + inverse * t_scale, q * gain + t_bias
     p, q = devices.vary_together(p, q - p * moments.mean, over.axis_name)
-    t_y = d * p + q if t_x is None else a * t_x + (d * p + q)
+    large = (x, moments.shift, weights)
+    t_y = sums.scale_and_shift(lambda *args: deviations(*args)[0], large, p, q)
+    t_y = t_y if t_x is None else a * t_x + t_y
     if not folded:
-        t_y = t_y * gain + (d - moments.mean) * inverse * t_scale + t_bias
+        t_y = t_y * gain + sums.scale_and_shift(
+            _normal, (*large, moments.mean, inverse), t_scale, t_bias
+        )
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
     return t_y, t_moments
+
+
+def _normal(
+    x: jax.Array,
+    shift: jax.Array,
+    weights: jax.Array | None,
+    mean: jax.Array,
+    inverse: jax.Array,
+) -> jax.Array:
+    d, _ = deviations(x, shift, weights)
+    return (d - mean) * inverse
 
 
 def _affine(
@@ -204,5 +220,5 @@ def _constant_over(axis: tuple[int, ...], *parameters: jax.Array | None) -> bool
     return all(p is None or all(p.shape[a] == 1 for a in axis) for p in parameters)
 
 
-def _or(value: ArrayLike | None, default: float) -> ArrayLike:
+def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
     return default if value is None else value

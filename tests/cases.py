@@ -110,8 +110,9 @@ class Case:
 
 CASES = [
     Case("batch-features", batch_norm, (12, 5), (0,)),
-    Case("batch-1d", batch_norm, (4, 7, 5), (0, 1)),
-    Case("batch-2d", batch_norm, (3, 4, 5, 2), (0, 1, 2)),
+    Case("batch-1d", batch_norm, (4, 8, 5), (0, 1)),
+    Case("batch-odd", batch_norm, (3, 7, 5), (0, 1)),
+    Case("batch-2d", batch_norm, (2, 4, 5, 2), (0, 1, 2)),
     Case("batch-3d", batch_norm, (2, 3, 3, 2, 4), (0, 1, 2, 3)),
     Case("batch-first", batch_norm, (3, 4, 5), (0, 2), (1,), {"feature_axis": 1}),
     Case(
@@ -121,9 +122,9 @@ CASES = [
     Case("layer-3d", layer_norm, (2, 3, 8), (-1,)),
     Case("layer-two-axes", layer_norm, (3, 4, 6), (1, 2), (1, 2), {"axis": (-2, -1)}),
     Case("rms", rms_norm, (2, 3, 8), (-1,), centered=False),
-    Case("group", group_norm, (2, 3, 3, 6), (1, 2, 4), (-1,), {"num_groups": 3}, 3),
+    Case("group", group_norm, (2, 2, 4, 6), (1, 2, 4), (-1,), {"num_groups": 3}, 3),
     Case("group-features", group_norm, (4, 12), (2,), (-1,), {"num_groups": 2}, 2),
-    Case("instance", instance_norm, (2, 4, 3, 3), (1, 2)),
+    Case("instance", instance_norm, (2, 4, 4, 3), (1, 2)),
     Case("instance-first", instance_norm, (2, 3, 7), (2,), (1,), {"feature_axis": 1}),
 ]
 

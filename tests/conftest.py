@@ -9,8 +9,20 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(params=["packed", "plain"])
+def way_to_sum(request, monkeypatch):
+    """Run a test with the sums of one CPU device, then with those of everything else.
+
+    With eight devices no program is known to run on one of them; here it is.
+    """
+    from jaxnorm import sums
+
+    monkeypatch.setattr(sums, "_on_one_device", lambda: request.param == "packed")

@@ -13,6 +13,8 @@ from jax.test_util import check_grads
 import jaxnorm as jn
 from tests.cases import CASES, FAMILIES, batch_norm, layer_norm, name_of
 
+pytestmark = pytest.mark.usefixtures("way_to_sum")
+
 every_case = pytest.mark.parametrize("case", CASES, ids=name_of)
 every_family = pytest.mark.parametrize("case", FAMILIES, ids=name_of)
 

@@ -1,0 +1,163 @@
+"""Two sums over a large array in one pass, and the transpose of that.
+
+A statistic needs the sums of d and d^2, its gradient those of ct and d * ct. XLA:CPU
+makes a kernel of each, reads everything twice, and writes d to memory in between. Here
+the array is cut in eight slices, which are added up, both sums at once as the two parts
+of a complex number: one loop that reads each array once, in its own dtype, and writes
+nothing large.
+
+Other platforms fuse two reductions by themselves and take the plain sums. So does an
+array that may be sharded along the slices. The choice of platform is made at lowering:
+one traced program is right on all of them.
+
+What is summed is given as a function of its operands, so that slices are cut from what
+lies in memory, and not from what would have to be written there first.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+SLICES = 8
+
+Axis = tuple[int, ...]
+Operands = Sequence[
+    Any
+]  # arrays of one rank, of size 1 where they do not vary; or None
+
+
+def sum_pair(
+    f: Callable[..., tuple[jax.Array, jax.Array]], operands: Operands, axis: Axis
+) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of the two arrays f(*operands) over `axis`, kept with size 1."""
+
+    def plain(*operands: Any) -> tuple[jax.Array, jax.Array]:
+        a, b = f(*operands)
+        return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
+
+    merged = _merge(operands, axis)
+    if merged is None:
+        return plain(*operands)
+
+    def packed(*operands: Any) -> tuple[jax.Array, jax.Array]:
+        parts = merged.slices(operands)
+        total = jnp.sum(sum(lax.complex(*f(*part)) for part in parts), merged.axis)
+        total = jnp.expand_dims(total, axis)
+        return total.real, total.imag
+
+    return lax.platform_dependent(*operands, cpu=packed, default=plain)
+
+
+def scale_and_shift(
+    f: Callable[..., jax.Array], operands: Operands, p: jax.Array, q: jax.Array
+) -> jax.Array:
+    """Return u * p + q for u = f(*operands) and small `p` and `q` of the same rank.
+
+    Linear in p and q: the transpose is a `sum_pair`, of u * ct and of ct.
+    """
+
+    def plain(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
+        return f(*operands) * p + q
+
+    x = operands[0]
+    constant = tuple(a for a in range(x.ndim) if p.shape[a] == q.shape[a] == 1)
+    merged = _merge((*operands, p, q), constant)
+    if merged is None:
+        return plain(p, q, *operands)
+
+    def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
+        parts = merged.slices(operands)
+        pair = lax.complex(*jnp.broadcast_arrays(*merged.reshape((p, q))))
+        pair = jnp.broadcast_to(pair, parts[0][0].shape)
+        slices = [plain(pair.real, pair.imag, *part) for part in parts]
+        return lax.concatenate(slices, merged.cut).reshape(x.shape)
+
+    return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
+
+
+def mean_of_a_slice(x: jax.Array, axis: Axis) -> jax.Array:
+    """Return the mean over an eighth of the values along `axis`, kept with size 1.
+
+    It lies within sqrt(7) standard deviations of the mean, whatever the values are; that
+    is near enough to lose no digits of d = x - shift.
+    """
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    merged = _merge((x,), axis)
+    if merged is None:
+        return jnp.mean(x, axis, dtype, keepdims=True)
+    part = merged.slices((x,))[0][0]
+    return jnp.expand_dims(jnp.mean(part, merged.axis, dtype), axis)
+
+
+class _Merged(NamedTuple):
+    """How operands are cut: neighbouring axes taken as one, then sliced along `cut`.
+
+    XLA:CPU is slow to reduce several axes at once, and merging them after the fact is
+    undone by its simplifier.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    axis: Axis
+    cut: int
+
+    def reshape(self, operands: Operands) -> list[Any]:
+        """Merge the axes of every operand."""
+
+        def merge(v: jax.Array) -> jax.Array:
+            return v.reshape([math.prod(v.shape[a] for a in g) for g in self.groups])
+
+        return [None if v is None else merge(v) for v in operands]
+
+    def slices(self, operands: Operands) -> list[list[Any]]:
+        """Return the operands of each slice."""
+
+        def cut(v: Any, index: int) -> Any:
+            if v is None or v.shape[self.cut] == 1:
+                return v
+            size = v.shape[self.cut] // SLICES
+            return lax.slice_in_dim(v, index * size, (index + 1) * size, axis=self.cut)
+
+        merged = self.reshape(operands)
+        return [[cut(v, index) for v in merged] for index in range(SLICES)]
+
+
+def _merge(operands: Operands, axis: Axis) -> _Merged | None:
+    """Return how to cut the operands, the first of them the largest, along `axis`.
+
+    None if no axis divides, or the arrays may be spread over devices.
+    """
+    x = operands[0]
+    groups: list[tuple[int, ...]] = []
+    for a in range(x.ndim):
+        if a in axis and a - 1 in axis:
+            groups[-1] = (*groups[-1], a)
+        else:
+            groups.append((a,))
+    merged = tuple(i for i, group in enumerate(groups) if group[0] in axis)
+    sizes = [math.prod(x.shape[a] for a in group) for group in groups]
+    cut = next((i for i in merged if sizes[i] and sizes[i] % SLICES == 0), None)
+    if cut is None or jnp.iscomplexobj(x) or not _on_one_device():
+        return None
+    return (
+        _Merged(tuple(groups), merged, cut)
+        if all(_is_whole(v, groups, x) for v in operands)
+        else None
+    )
+
+
+def _is_whole(v: Any, groups: Sequence[Axis], x: jax.Array) -> bool:
+    """Whether `v` either varies along all axes of a group or along none."""
+    return v is None or all(
+        all(v.shape[a] == 1 for a in g) or all(v.shape[a] == x.shape[a] for a in g)
+        for g in groups
+    )
+
+
+def _on_one_device() -> bool:
+    """Whether the compiler cannot spread the arrays of this program over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 if mesh.empty else mesh.are_all_axes_manual
