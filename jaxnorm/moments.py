@@ -339,7 +339,7 @@ def _shift(
         return jnp.zeros_like(_sum(wide, over.axis))
     if weights is not None:
         return _weighted_sum(wide, weights, over.axis) * reciprocal(count)
-    return sums.mean_of_a_slice(x, over.axis)
+    return sums.approximate_mean(x, over.axis)
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:

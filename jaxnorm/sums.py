@@ -40,7 +40,7 @@ def sum_pair(
         return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
 
     merged = _merge(operands, axis)
-    if merged is None:
+    if merged is None or merged.reduces_last_axis:
         return plain(*operands)
 
     def packed(*operands: Any) -> tuple[jax.Array, jax.Array]:
@@ -79,15 +79,15 @@ def scale_and_shift(
     return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
 
 
-def mean_of_a_slice(x: jax.Array, axis: Axis) -> jax.Array:
-    """Return the mean over an eighth of the values along `axis`, kept with size 1.
+def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
+    """Return the mean over `axis`, kept with size 1, or that over an eighth of it.
 
-    It lies within sqrt(7) standard deviations of the mean, whatever the values are; that
-    is near enough to lose no digits of d = x - shift.
+    The latter lies within sqrt(7) standard deviations of the mean, whatever the values
+    are: near enough to be the shift of d = x - shift, for an eighth of the cost.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     merged = _merge((x,), axis)
-    if merged is None:
+    if merged is None or merged.reduces_last_axis:
         return jnp.mean(x, axis, dtype, keepdims=True)
     part = merged.slices((x,))[0][0]
     return jnp.expand_dims(jnp.mean(part, merged.axis, dtype), axis)
@@ -103,6 +103,14 @@ class _Merged(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     axis: Axis
     cut: int
+
+    @property
+    def reduces_last_axis(self) -> bool:
+        """Whether slices run along the last axis.
+
+        XLA:CPU fuses reductions over it with what surrounds them, up to three in a row.
+        """
+        return self.cut == len(self.groups) - 1
 
     def reshape(self, operands: Operands) -> list[Any]:
         """Merge the axes of every operand."""

@@ -1,0 +1,119 @@
+"""The packed sums do what the plain ones do, and only where they may."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxnorm import sums
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(sums, "_on_one_device", lambda: True)
+
+
+def terms(x, shift):
+    d = x.astype(jnp.float32) - shift
+    return d, jnp.square(d)
+
+
+def packs(f, *args):
+    """Whether the program for a CPU holds the complex sums."""
+    return "complex<f32>" in jax.jit(f).lower(*args).as_text()
+
+
+SHAPES = [
+    ((16, 5), (0,), True),
+    ((2, 3, 4, 5), (0, 1, 2), True),  # merged: 24 rows
+    ((3, 5, 7), (0, 1), False),  # 15 rows do not divide
+    ((3, 4, 4, 2, 4), (1, 2, 4), True),  # groups of channels: merged and last
+    ((16, 8), (1,), False),  # the last axis alone stays plain
+]
+
+
+@pytest.mark.parametrize(("shape", "axis", "packed"), SHAPES)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sum_pair(shape, axis, packed, dtype):
+    x = jnp.asarray(RNG.normal(3, 1, shape), dtype)
+    shift = jnp.mean(x, axis, jnp.float32, keepdims=True)
+
+    def f(x, shift):
+        return sums.sum_pair(terms, (x, shift), axis)
+
+    d = np.asarray(x, np.float64) - np.asarray(shift, np.float64)
+    for got, expected in zip(jax.jit(f)(x, shift), (d, d**2), strict=True):
+        expected = expected.sum(axis, keepdims=True)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert packs(f, x, shift) == packed
+
+
+@pytest.mark.parametrize(("shape", "axis", "packed"), SHAPES)
+def test_the_transpose_of_scale_and_shift_is_a_pair_of_sums(shape, axis, packed):
+    x, ct = RNG.normal(3, 1, (2, *shape)).astype(np.float32)
+    small = tuple(1 if a in axis else n for a, n in enumerate(shape))
+    p, q = RNG.normal(size=(2, *small)).astype(np.float32)
+
+    def f(p, q):
+        return sums.scale_and_shift(jnp.sin, (x,), p, q)
+
+    np.testing.assert_allclose(jax.jit(f)(p, q), np.sin(x) * p + q, atol=1e-5)
+    got = jax.jit(jax.linear_transpose(f, p, q))(ct)
+    for value, expected in zip(got, (np.sin(x) * ct, ct), strict=True):
+        expected = expected.astype(np.float64).sum(axis, keepdims=True)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    # Here the last axis is packed as well.
+    assert packs(f, p, q) == (packed or shape == (16, 8))
+
+
+def test_an_operand_that_varies_along_part_of_the_merged_axes_is_not_cut():
+    x = RNG.normal(size=(4, 4, 3)).astype(np.float32)
+    weights = RNG.uniform(size=(4, 1, 1)).astype(np.float32)
+
+    def f(x, weights):
+        return sums.sum_pair(lambda x, w: (x * w, w + 0 * x), (x, weights), (0, 1))
+
+    first, second = jax.jit(f)(x, weights)
+    np.testing.assert_allclose(first[0, 0], (x * weights).sum((0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(second[0, 0], 4 * weights.sum(), rtol=1e-5)
+    assert not packs(f, x, weights)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_other_platforms_take_plain_sums(platform):
+    x = jnp.ones((16, 4))
+
+    def f(x):
+        return sums.sum_pair(terms, (x, x[:1]), (0,))
+
+    text = export.export(jax.jit(f), platforms=[platform])(x).mlir_module()
+    assert "complex<f32>" not in text
+    assert (
+        "complex<f32>" in export.export(jax.jit(f), platforms=["cpu"])(x).mlir_module()
+    )
+
+
+def test_an_array_that_may_be_sharded_is_not_cut(monkeypatch):
+    monkeypatch.undo()
+
+    def f(x):
+        return sums.sum_pair(terms, (x, x[:1] * 0), (0,))[1]
+
+    x = jnp.ones((64, 4))
+    assert jax.device_count() > 1
+    assert not packs(f, x)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    local = jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    assert packs(local, x)
+
+
+def test_the_approximate_mean_is_near():
+    x = np.sort(RNG.normal(5, 1, (800, 3)).astype(np.float32), 0)
+    near = sums.approximate_mean(jnp.asarray(x), (0,))
+    assert np.all(np.abs(near - x.mean(0)) <= np.sqrt(7) * x.std(0))
+    np.testing.assert_allclose(near[0], x[:100].mean(0), rtol=1e-5)
