@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 
 help:
 	@echo "make demo   train on real images with synchronized BatchNorm; results in runs/demo/"
 	@echo "make test   run the whole test suite"
+	@echo "make bench  measure time, memory and collectives beside the peers; runs/benchmarks/"
 	@echo "make lint   run the linter, the formatter's check and the type checker"
 	@echo "make clean  remove the virtual environment, caches and results"
 
@@ -15,6 +16,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+
+bench: .venv/.test
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: .venv/.test .venv/.lint
 	$(BIN)/ruff check .
@@ -35,7 +39,8 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.base
-	$(PIP) install --quiet --editable ".[flax,plot]" --group test --group examples
+	$(PIP) install --quiet --editable ".[flax,plot]" \
+		--group test --group examples --group benchmarks
 	touch $@
 
 .venv/.lint: .venv/.base

@@ -1,0 +1,145 @@
+"""Measure jaxnorm and its peers side by side, and write table, JSON and figure.
+
+python -m benchmarks --quick
+python -m benchmarks --help
+"""
+
+import sys
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks import settings
+from benchmarks.providers import PROVIDERS, SUBJECT, Provider, installed_providers
+from benchmarks.shapes import MODES, OPS, SHAPE_NAMES, Dtype, Mode, select_cases
+from examples.common.options import one_line_errors, require_positive
+
+OpName = Literal[tuple(OPS)]
+ShapeName = Literal[SHAPE_NAMES]
+ProviderName = Literal[tuple(PROVIDERS)]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Measure jaxnorm and its peers side by side, and write table, JSON and figure.
+
+    Every filter takes several names; without it all are measured. In a table "x peer"
+    is the peer's time over jaxnorm's: above 1 jaxnorm is faster.
+    """
+
+    ops: tuple[OpName, ...] = ()
+    """Only these operations."""
+    shapes: tuple[ShapeName, ...] = ()
+    """Only these shapes."""
+    dtypes: tuple[Dtype, ...] = ()
+    """Only these dtypes."""
+    modes: tuple[Mode, ...] = ()
+    """Only these modes: the forward pass, it and gradients, it and a tangent."""
+    providers: tuple[ProviderName, ...] = ()
+    """Only these peers beside jaxnorm; those that are not installed are left out."""
+    quick: bool = False
+    """One or two shapes an operation, no jvp, fewer samples: two minutes."""
+    costs_only: bool = False
+    """Take no time; only what is deterministic."""
+    rounds: int | None = None
+    """Samples of each program; 15, or 5 where quick."""
+    sample_ms: float | None = None
+    """A sample repeats the call for about so long; 20, or 4 where quick."""
+    out: Path = Path("runs/benchmarks")
+    """Where results.json and ratios.png go."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        require_positive(rounds=self.rounds, sample_ms=self.sample_ms)
+        self.chosen_providers()
+        if not self.cases():
+            raise ValueError(
+                "no operation of --ops is measured on a shape of --shapes; leave one "
+                "of the two out to see what goes together"
+            )
+
+    def cases(self) -> list[Any]:
+        """Return the cases of the table that pass the filters."""
+        return select_cases(self.ops, self.shapes, self.dtypes, quick=self.quick)
+
+    def chosen_modes(self) -> tuple[Mode, ...]:
+        """Return the modes; a quick run leaves out jvp, unless it is named."""
+        default = tuple(mode for mode in MODES if not self.quick or mode != "jvp")
+        return self.modes or default
+
+    def chosen_providers(self) -> list[Provider]:
+        """Return jaxnorm and the chosen peers; a peer that is named must be there."""
+        names = (SUBJECT, *self.providers) if self.providers else ()
+        chosen = installed_providers(names)
+        absent = set(self.providers) - {provider.name for provider in chosen}
+        if absent:
+            raise ValueError(
+                f"--providers: not installed here: {', '.join(sorted(absent))}; "
+                f"install what is missing, or leave it out"
+            )
+        return chosen
+
+
+def measure(config: Config) -> tuple[list[Any], dict[str, Any]]:
+    """Measure what was chosen; return the rows and the environment."""
+    # What was compiled in an earlier run would make the time to compile look short.
+    import jax
+
+    from benchmarks.runner import Timing, run
+
+    jax.config.update("jax_enable_compilation_cache", False)
+    timing = Timing(
+        rounds=0 if config.costs_only else config.rounds or (5 if config.quick else 15),
+        sample_seconds=(config.sample_ms or (4 if config.quick else 20)) / 1e3,
+    )
+    rows = run(config.cases(), config.chosen_modes(), config.chosen_providers(), timing)
+    return rows, {**settings.describe_environment(), "timing": timing._asdict()}
+
+
+def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) -> None:
+    """Print the tables; write results.json and, where time was taken, ratios.png."""
+    from benchmarks import results
+    from benchmarks.figure import plot_ratios
+    from examples.common import report, style
+
+    console = results.make_console()
+    for op, group in groupby(rows, key=lambda row: row.case.op):
+        of_op = list(group)
+        if not config.costs_only:
+            report.print_table(console, f"{op}: time", results.time_table(of_op))
+        report.print_table(console, f"{op}: costs", results.cost_table(of_op))
+    means = results.mean_table(rows)
+    if means:
+        title = "Geometric means over the shapes, and the worst case"
+        report.print_table(console, title, means)
+
+    content = {
+        "environment": environment,
+        "config": {**asdict(config), "out": str(config.out)},
+        "means": results.mean_records(rows),
+        "rows": [results.to_json(row) for row in rows],
+    }
+    written = [report.write_json(config.out / "results.json", content)]
+    if means:
+        style.use_style()
+        device = environment["device"] or environment["device_kind"]
+        title = f"{device}, {environment['cores']} cores"
+        figure = plot_ratios(rows, title)
+        written.append(style.save_figure(figure, config.out / "ratios.png"))
+    console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
+
+
+def main(config: Config) -> None:
+    """Measure and report."""
+    with one_line_errors(OSError):
+        config.out.mkdir(parents=True, exist_ok=True)
+    report_rows(*measure(config), config)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Config, prog="python -m benchmarks")
+    settings.restart_with_settings("benchmarks", sys.argv[1:])
+    main(chosen)

@@ -1,0 +1,166 @@
+"""From a provider's function to a compiled program that can be run and looked into."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.costs import Costs, measure_costs
+from benchmarks.providers import Function, Provider
+from benchmarks.shapes import SYNC_AXIS, SYNC_DEVICES, Case, Mode
+
+Inputs = dict[str, np.ndarray]
+
+# The arguments of each mode, in order. All of them are passed in, so that nothing can
+# be computed at compile time.
+PRIMALS = ("x", "scale", "bias", "mean", "var")
+ARGUMENTS: dict[Mode, tuple[str, ...]] = {
+    "forward": PRIMALS,
+    "vjp": (*PRIMALS, "ct"),
+    "jvp": (*PRIMALS, "t_x", "t_scale", "t_bias"),
+}
+OF_INPUT_SHAPE = ("x", "ct", "t_x")
+
+
+class Program(NamedTuple):
+    """Something that can be timed.
+
+    Attributes:
+      run: computes once, and returns when the result is there.
+      results: computes once and returns what all providers agree upon, by name: "y",
+        and the gradients or the tangent; float32, features last.
+      compile_seconds: time to trace, lower and compile; None where nothing is compiled.
+      costs: what the compiler says of the program, where there is a compiler.
+    """
+
+    run: Callable[[], Any]
+    results: Callable[[], dict[str, np.ndarray]]
+    compile_seconds: float | None = None
+    costs: Costs | None = None
+
+
+def make_inputs(case: Case, mode: Mode, seed: int = 0) -> Inputs:
+    """Return fresh random arrays: those of input shape in the case's dtype."""
+    rng = np.random.default_rng(seed)
+    dtype = jnp.dtype(case.dtype)
+    inputs: Inputs = {}
+    for name in ARGUMENTS[mode]:
+        shape = case.shape if name in OF_INPUT_SHAPE else (case.features,)
+        values = rng.standard_normal(shape, np.float32)
+        if name in ("var", "scale"):
+            values = 0.5 + np.abs(values)
+        inputs[name] = values.astype(dtype) if name in OF_INPUT_SHAPE else values
+    return inputs
+
+
+def in_mode(function: Function, mode: Mode) -> Callable[..., Any]:
+    """Return what a mode computes: gradients, or tangents, for x, scale and bias."""
+    if mode == "forward":
+        return function
+
+    def forward_backward(x, scale, bias, mean, var, ct):
+        y, pull_back, stats = jax.vjp(
+            lambda *p: function(*p, mean, var), x, scale, bias, has_aux=True
+        )
+        return y, stats, pull_back(ct)
+
+    def forward_tangent(x, scale, bias, mean, var, *tangents):
+        return jax.jvp(
+            lambda *p: function(*p, mean, var), (x, scale, bias), tangents, has_aux=True
+        )
+
+    return forward_backward if mode == "vjp" else forward_tangent
+
+
+def on_devices(function: Function, mesh: Mesh, *, check_vma: bool) -> Function:
+    """Spread the rows of x over the devices of a mesh; the rest is on each of them."""
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(P(SYNC_AXIS), P(), P(), P(), P()),
+        out_specs=(P(SYNC_AXIS), P()),
+        check_vma=check_vma,
+    )
+
+
+def sync_mesh() -> Mesh:
+    """Return the devices that a synchronized batch is spread over."""
+    return Mesh(np.array(jax.devices()[:SYNC_DEVICES]), (SYNC_AXIS,))
+
+
+def place(case: Case, inputs: Inputs, *, channels_first: bool = False) -> list[Any]:
+    """Put the inputs on the device, or devices, in the layout that a provider takes."""
+    arrays = []
+    for name, array in inputs.items():
+        if channels_first and name in OF_INPUT_SHAPE and len(case.shape) == 4:
+            array = np.ascontiguousarray(np.moveaxis(array, -1, 1))
+        if case.axis_name is None:
+            arrays.append(jax.device_put(array))
+        else:
+            spec = P(SYNC_AXIS) if name in OF_INPUT_SHAPE else P()
+            arrays.append(jax.device_put(array, NamedSharding(sync_mesh(), spec)))
+    return arrays
+
+
+def compile_case(
+    provider: Provider, case: Case, mode: Mode, inputs: Inputs
+) -> Program | None:
+    """Compile a provider's program of a case, None where it has no such operation."""
+    if not provider.is_jax:
+        from benchmarks.providers import with_torch
+
+        return with_torch.compile_program(case, mode, inputs)
+    function = provider.build(case)
+    if function is None:
+        return None
+    arrays = place(case, inputs, channels_first=provider.channels_first)
+    if case.axis_name is not None:
+        function = on_devices(function, sync_mesh(), check_vma=provider.check_vma)
+    start = time.perf_counter()
+    compiled = jax.jit(in_mode(function, mode)).lower(*arrays).compile()
+    seconds = time.perf_counter() - start
+
+    def run():
+        return jax.block_until_ready(compiled(*arrays))
+
+    return Program(
+        run=run,
+        results=lambda: _name_results(provider, case, mode, run()),
+        compile_seconds=seconds,
+        costs=measure_costs(case, mode, function, compiled, arrays),
+    )
+
+
+def _name_results(
+    provider: Provider, case: Case, mode: Mode, results: Any
+) -> dict[str, np.ndarray]:
+    """Return results by name, without the running statistics."""
+    if mode == "vjp":
+        y, _, grads = results
+        named = dict(zip(("y", "dx", "dscale", "dbias"), (y, *grads), strict=True))
+    else:
+        named = dict(zip(("y", "t_y"), results[: 1 + (mode == "jvp")], strict=False))
+    if provider.channels_first:
+        named = {
+            name: np.moveaxis(value, 1, -1) if value.ndim == 4 else value
+            for name, value in named.items()
+        }
+    return {name: np.asarray(value, np.float32) for name, value in named.items()}
+
+
+def copy_run(case: Case, inputs: Inputs) -> Callable[[], Any]:
+    """Return one pass over x, compiled: what operations on it are measured against.
+
+    The bits are read as integers and incremented, so that no dtype is slow by its
+    arithmetic and the compiler has to write what it reads.
+    """
+    bits = jnp.uint32 if case.itemsize == 4 else jnp.uint16
+    x = place(case, {"x": inputs["x"]})[0]
+    copy = jax.jit(lambda x: lax.bitcast_convert_type(x, bits) + 1).lower(x).compile()
+    return lambda: jax.block_until_ready(copy(x))

@@ -1,0 +1,355 @@
+"""The benchmarks: the table, the providers, the runner, and their command lines."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+import tyro
+
+from benchmarks import __main__ as cli
+from benchmarks import growth, networks, results, settings, shapes, timing, train_step
+from benchmarks.costs import count_collectives, residual_bytes
+from benchmarks.programs import compile_case, make_inputs
+from benchmarks.providers import PROVIDERS, SUBJECT, installed_providers
+from benchmarks.runner import run
+from benchmarks.shapes import Case
+from benchmarks.timing import Timing
+
+ROOT = Path(__file__).parents[1]
+BRIEF = Timing(rounds=2, sample_seconds=1e-5, warmup=1)
+
+
+def small_case(op, dtype="float32"):
+    rows = op in ("layer_norm", "rms_norm")
+    return Case(op, (24, 16) if rows else (8, 3, 3, 8), dtype, groups=4)
+
+
+def providers(*names):
+    return [PROVIDERS[name] for name in names]
+
+
+# The table.
+
+
+def test_table_has_every_operation_shape_and_dtype():
+    assert set(shapes.OPS) == {
+        "batch_norm", "batch_norm_eval", "batch_norm_relu", "sync_batch_norm",
+        "layer_norm", "rms_norm", "group_norm", "instance_norm",
+    }  # fmt: skip
+    assert set(shapes.SHAPE_NAMES) == {
+        "32x56x56x64", "32x28x28x128", "32x14x14x256", "32x7x7x512", "4096x512",
+        "4096x768", "32768x256", "8x512x768", "8x32x32x256",
+    }  # fmt: skip
+    cases = shapes.select_cases()
+    assert {case.dtype for case in cases} == {"float32", "bfloat16"}
+    assert {case.groups for case in cases} == {32}
+    assert len(set(cases)) == len(cases)
+    assert shapes.MODES == ("forward", "vjp", "jvp")
+
+
+def test_filters_keep_what_is_named():
+    chosen = shapes.select_cases(("rms_norm",), ("4096x512",), ("bfloat16",))
+    assert chosen == [Case("rms_norm", (4096, 512), "bfloat16")]
+    quick = shapes.select_cases(quick=True)
+    assert {case.op for case in quick} == set(shapes.OPS)
+    assert set(quick) < set(shapes.select_cases())
+
+
+def test_minimal_bytes():
+    case = Case("layer_norm", (10, 4), "bfloat16")
+    assert case.minimal_bytes("forward") == 2 * 40 * 2  # read x, write y
+    assert case.minimal_bytes("vjp") == 5 * 40 * 2  # and x, the cotangent, dx
+    batch = Case("batch_norm", (10, 4), "float32")
+    assert batch.minimal_bytes("vjp") == 8 * 40 * 4  # x and the cotangent once more
+
+
+# The providers compute the same thing.
+
+
+@pytest.mark.parametrize("name", [name for name in PROVIDERS if name != SUBJECT])
+@pytest.mark.parametrize("op", shapes.OPS)
+@pytest.mark.parametrize(
+    ("dtype", "mode", "tolerance"),
+    # bfloat16 has 8 bits; Haiku also keeps its statistics in it.
+    [("float32", "vjp", 2e-5), ("bfloat16", "forward", 0.05)],
+)
+def test_providers_agree(name, op, dtype, mode, tolerance):
+    if not PROVIDERS[name].is_installed():
+        pytest.skip(f"{PROVIDERS[name].package} is not installed")
+    case = small_case(op, dtype)
+    inputs = make_inputs(case, mode)
+    program = compile_case(PROVIDERS[name], case, mode, inputs)
+    if program is None:
+        lacking = {"jax.nn": ("rms", "group", "sync"), "torch": ("sync",)}
+        assert op.startswith(lacking[name])
+        return
+    expected = compile_case(PROVIDERS[SUBJECT], case, mode, inputs).results()
+    given = program.results()
+    assert given["y"].shape == case.shape
+    assert len(expected) == (4 if mode == "vjp" else 1)
+    assert expected.keys() - given.keys() <= ({"dbias"} if op == "rms_norm" else set())
+    for key, value in given.items():
+        scale = max(1, np.abs(expected[key]).max())
+        np.testing.assert_allclose(
+            value, expected[key], atol=tolerance * scale, err_msg=key
+        )
+
+
+def test_inputs_are_random_and_of_the_dtype():
+    inputs = make_inputs(small_case("batch_norm", "bfloat16"), "jvp")
+    assert list(inputs) == [
+        "x", "scale", "bias", "mean", "var", "t_x", "t_scale", "t_bias",
+    ]  # fmt: skip
+    assert inputs["x"].dtype == inputs["t_x"].dtype == jnp.bfloat16
+    assert inputs["scale"].dtype == np.float32
+    assert (inputs["x"] != inputs["t_x"]).any()
+
+
+# Costs.
+
+
+def test_residuals_are_counted_once():
+    x, feature = jnp.ones((8, 4)), jnp.ones(4)
+    arrays = (x, feature, feature, feature, feature)
+
+    def product(x, scale, bias, mean, var):
+        return jnp.sin(x) + jnp.sin(x), ()  # cos(x), which the compiler may make twice
+
+    def linear(x, scale, bias, mean, var):
+        return 3 * x, ()
+
+    assert residual_bytes(linear, arrays) < x.nbytes
+    assert x.nbytes <= residual_bytes(product, arrays) <= 2 * x.nbytes + 64
+
+    def square(x, scale, bias, mean, var):
+        return x * x * x, ()
+
+    # x is needed by both products, and kept once.
+    assert residual_bytes(square, arrays) < 3 * x.nbytes
+
+
+def test_collectives_are_counted():
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("d")
+
+    def local(x):
+        return jax.lax.psum(x, "d"), jax.lax.ppermute(x, "d", [(0, 1), (1, 0)])
+
+    for function, expected in ((local, 2), (lambda x: (x, x + 1), 0)):
+        f = jax.shard_map(
+            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+        )
+        compiled = jax.jit(f).lower(jnp.ones(8)).compile()
+        assert count_collectives(compiled) == expected
+
+
+# Timing.
+
+
+def test_samples_are_taken_in_turns():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) for name in "abc"}
+    samples = timing.time_in_turns(runs, Timing(3, sample_seconds=0, warmup=1))
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in samples.items()} == dict.fromkeys(
+        "abc", 3
+    )
+
+
+def test_summary():
+    summary = timing.summarize([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert summary == (3.0, 2.0, 4.0, 1.0, 1.0, 5)
+    assert timing.summarize([2.0]).mad == 0
+    assert timing.geometric_mean([1.0, 4.0]) == pytest.approx(2)
+    assert timing.geometric_mean([]) is None
+
+
+# The runner, and what it writes.
+
+
+def test_runner_writes_json_and_figure(tmp_path, capsys):
+    cases = [small_case("batch_norm"), small_case("sync_batch_norm", "bfloat16")]
+    modes = ("forward", "vjp")
+    rows = run(cases, modes, providers("jaxnorm", "linen"), BRIEF)
+    assert len(rows) == len(cases) * len(modes) * 2
+    config = cli.Config(out=tmp_path)
+    cli.report_rows(rows, settings.describe_environment(), config)
+    printed = capsys.readouterr().out
+    for text in ("batch_norm: time", "batch_norm: costs", "x linen", "of copy"):
+        assert text in printed
+
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["environment"]["cores"] >= 1
+    assert content["environment"]["versions"]["jax"] == jax.__version__
+    assert {"MALLOC_MMAP_MAX_", "XLA_FLAGS"} <= content["environment"][
+        "settings"
+    ].keys()
+    assert len(content["means"]) == 4
+    for row, record in zip(rows, content["rows"], strict=True):
+        assert record["shape"] == list(row.case.shape)
+        assert record["seconds"]["median"] > 0 and record["seconds"]["samples"] == 2
+        assert record["bandwidth"] > 0 and record["copy_bandwidth"] > 0
+        assert record["compile_seconds"] > 0
+        assert record["costs"]["bytes_per_element"] > 1
+        sync = row.case.op == "sync_batch_norm"
+        expected = (2 if row.mode == "vjp" else 1) if sync else 0
+        assert record["costs"]["collectives"] == expected
+        assert (record["costs"]["residual_per_input"] is None) == (row.mode != "vjp")
+    check_figure(tmp_path / "ratios.png")
+
+
+def check_figure(path):
+    image = matplotlib.image.imread(path)
+    assert min(image.shape[:2]) > 300
+    assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 10
+
+
+def test_ratio_is_above_one_where_jaxnorm_is_faster():
+    case = small_case("layer_norm")
+    rows = [
+        results.Row(case, "vjp", name, "cpu", ratio=timing.summarize([ratio]))
+        for name, ratio in (("jaxnorm", 1.0), ("linen", 4.0), ("nnx", 0.5))
+    ]
+    (record,) = results.mean_records(rows)
+    assert record["ratios"] == {"linen": 4.0, "nnx": 0.5}
+    assert record["worst"] == {"ratio": 0.5, "provider": "nnx", "shape": "24x16"}
+
+
+def test_one_process_has_too_few_devices_for_sync(tmp_path):
+    """The runner starts another, with simulated devices."""
+    options = "--ops sync_batch_norm --shapes 32x7x7x512 --dtypes bfloat16 --costs-only"
+    command = [sys.executable, "-m", "benchmarks", *options.split()]
+    command += ["--modes", "forward", "--providers", "linen", "--out", str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["environment"]["settings"]["MALLOC_ARENA_MAX"] == "1"
+    assert [row["costs"]["collectives"] for row in content["rows"]] == [1, 1]
+    assert not (tmp_path / "ratios.png").exists()  # no time was taken
+
+
+# Command lines.
+
+
+@pytest.mark.parametrize(
+    "module", [cli, growth, train_step], ids=["runner", "growth", "train_step"]
+)
+def test_help(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(module.Config, args=["--help"])
+    assert stop.value.code == 0
+    assert "--rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (cli, "--ops batchnorm", "invalid choice 'batchnorm'"),
+        (cli, "--shapes 3x3", "invalid choice '3x3'"),
+        (cli, "--rounds 0", "--rounds must be positive, and it is 0"),
+        (cli, "--quick --ops rms_norm --shapes 32x7x7x512", "no operation of --ops is"),
+        (growth, "--elements -1", "--elements must be positive"),
+        (train_step, "--width 12", "--width must be a multiple of the 8 heads"),
+    ],
+)
+def test_wrong_options_are_one_clear_error(module, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tyro.cli(module.Config, args=arguments.split())
+    assert stop.value.code == 2
+    printed = "".join(capsys.readouterr())
+    assert message in " ".join(printed.replace("│", " ").split())
+
+
+def test_peer_that_is_not_installed(monkeypatch):
+    absent = PROVIDERS["torch"]._replace(package="no_such_package")
+    monkeypatch.setitem(PROVIDERS, "torch", absent)
+    assert "torch" not in [provider.name for provider in installed_providers()]
+    with pytest.raises(ValueError, match="not installed here: torch; install"):
+        cli.Config(providers=("torch",))
+
+
+def test_process_restarts_with_the_allocator_settings(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # what a user has set is kept
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    settings.restart_with_settings("benchmarks", ["--quick"])
+    ((_, command, environment),) = started
+    assert command == [sys.executable, "-m", "benchmarks", "--quick"]
+    assert environment["MALLOC_ARENA_MAX"] == "2"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    for name in settings.missing_settings():
+        monkeypatch.setenv(name, environment[name])
+    settings.restart_with_settings("benchmarks", ["--quick"])
+    assert len(started) == 1
+
+
+# Growth, and a training step.
+
+
+def test_growth(tmp_path):
+    config = growth.Config(
+        ops=("batch_norm",), largest=1e5, elements=64, most_channels=2,
+        mode="forward", rounds=1, sample_ms=0.01, out=tmp_path,
+    )  # fmt: skip
+    growth.main(config)
+    records = json.loads((tmp_path / "growth.json").read_text())["records"]
+    assert [record["shape"] for record in records[::2]] == [
+        [390, 256],
+        [64, 1],
+        [32, 2],
+    ]
+    assert all(r["nanoseconds_per_element"]["median"] > 0 for r in records)
+    check_figure(tmp_path / "growth.png")
+
+
+def test_growth_covers_what_was_asked():
+    grown = growth.growing_cases(growth.Config(), "layer_norm")
+    sizes = [case.size for case in grown["elements"]]
+    assert 0.99e5 < sizes[0] <= 1e5 and 0.99e8 < sizes[-1] <= 1e8
+    assert [case.features for case in grown["channels"]] == [2**n for n in range(14)]
+
+
+def test_train_step(tmp_path):
+    config = train_step.Config(
+        networks=("transformer",), layers=2, width=16, length=4, sequences=1,
+        rounds=1, out=tmp_path,
+    )  # fmt: skip
+    train_step.main(config)
+    records = json.loads((tmp_path / "train_step.json").read_text())["records"]
+    assert [(r["scan"], r["provider"]) for r in records] == [
+        (False, "jaxnorm"), (False, "linen"), (True, "jaxnorm"), (True, "linen"),
+    ]  # fmt: skip
+    losses = [record["first_loss"] for record in records]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+    assert all(record["temp_bytes"] > 0 for record in records)
+    check_figure(tmp_path / "train_step.png")
+
+
+def test_resnet_is_one_function_by_any_norm_and_loop():
+    config = train_step.Config(blocks=1, images=4)
+    outcomes = []
+    for name, scan in (("jaxnorm", True), ("linen", False)):
+        network = train_step.make_network(config, "resnet", PROVIDERS[name], scan)
+        params, stats = network.init(jax.random.key(0))
+        batch = network.batch(jax.random.key(1))
+        loss, stats = jax.jit(network.loss)(params, stats, batch)
+        leaves = [jnp.squeeze(leaf) for leaf in jax.tree.leaves(stats)]
+        outcomes.append((loss, leaves))
+    (loss, leaves), (other_loss, other_leaves) = outcomes
+    assert math.isfinite(loss)
+    assert len(leaves) == len(networks.STAGES) * 3 * 2
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-4)
+    for given, expected in zip(other_leaves, leaves, strict=True):
+        np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)

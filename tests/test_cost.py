@@ -1,0 +1,50 @@
+"""What a norm may cost, in numbers that are the same on every run."""
+
+import pytest
+
+from benchmarks.programs import compile_case, make_inputs
+from benchmarks.providers import PROVIDERS
+from benchmarks.shapes import DTYPES, Case
+from jaxnorm import sums
+
+# Large enough that what has the size of the features, or of the rows, is a trifle.
+SHAPES = {
+    "batch_norm": (4096, 512),
+    "sync_batch_norm": (32, 14, 14, 256),
+    "layer_norm": (512, 768),
+    "rms_norm": (512, 768),
+    "group_norm": (8, 16, 16, 256),
+    "instance_norm": (8, 16, 16, 256),
+}
+
+
+def costs(op, dtype="float32", mode="vjp", provider="jaxnorm"):
+    case = Case(op, SHAPES[op], dtype)
+    program = compile_case(PROVIDERS[provider], case, mode, make_inputs(case, mode))
+    return program.costs
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "op", ["batch_norm", "layer_norm", "rms_norm", "group_norm", "instance_norm"]
+)
+def test_backward_pass_keeps_the_input_and_nothing_else_of_its_size(op, dtype):
+    assert costs(op, dtype).residual_per_input <= 1.05
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_collective_forward_and_one_backward(dtype):
+    assert costs("sync_batch_norm", dtype, "forward").collectives == 1
+    assert costs("sync_batch_norm", dtype, "vjp").collectives == 2
+
+
+@pytest.mark.parametrize("shape", [(4096, 512), (32, 14, 14, 256), (32, 28, 28, 128)])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 40), ("bfloat16", 30)])
+def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
+    """On one CPU device; these tests run with eight."""
+    monkeypatch.setattr(sums, "_on_one_device", lambda: True)
+    monkeypatch.setitem(SHAPES, "batch_norm", shape)
+    own = costs("batch_norm", dtype).bytes_per_element
+    flax = costs("batch_norm", dtype, provider="linen").bytes_per_element
+    assert own <= most
+    assert own <= 0.7 * flax
