@@ -5,13 +5,22 @@ from jaxnorm.normalization import normalize
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.norms.per_example import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.running import NormStats, init_stats, merge_stats, update_stats
+from jaxnorm.weight_norms import (
+    SpectralStats,
+    init_spectral_stats,
+    spectral_norm,
+    weight_norm,
+    weight_standardization,
+)
 
 __all__ = [
     "Moments",
     "NormStats",
+    "SpectralStats",
     "batch_norm",
     "compute_moments",
     "group_norm",
+    "init_spectral_stats",
     "init_stats",
     "instance_norm",
     "layer_norm",
@@ -20,5 +29,8 @@ __all__ = [
     "normalize",
     "pool_moments",
     "rms_norm",
+    "spectral_norm",
     "update_stats",
+    "weight_norm",
+    "weight_standardization",
 ]

@@ -190,7 +190,7 @@ def group_norm(
     bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = axes.expand_weights(weights, x, caller=caller)
     shape = x.shape
-    split = partial(_split, channel=channel, groups=groups)
+    split = partial(split_channels, channel=channel, groups=groups)
     arrays = Operands(x, weights, scale, bias, eps=None)
     operands = jax.tree.map(split, arrays)._replace(eps=eps)
     # The channel axis has become (groups, channels of a group).
@@ -271,7 +271,7 @@ def _normalize(
     return y
 
 
-def _split(array: jax.Array, channel: int, groups: int) -> jax.Array:
+def split_channels(array: jax.Array, channel: int, groups: int) -> jax.Array:
     """Split the channel axis into (groups, channels of a group)."""
     size = array.shape[channel]
     sizes = (1, 1) if size == 1 else (groups, size // groups)

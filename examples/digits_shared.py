@@ -1,0 +1,221 @@
+"""What digits_linen and digits_nnx share: options, the loop over epochs, checkpoints.
+
+A checkpoint holds everything that training changes, the running statistics of BatchNorm
+among it. One is written after every epoch, and none is ever overwritten.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from rich.console import Console
+from tqdm import tqdm
+
+from examples.common import data, report, style
+from examples.common.curves import plot_curves
+from examples.common.data import Batch, Dataset
+from examples.common.optimizers import is_kernel, make_schedule
+from examples.common.options import one_line_errors, require_positive
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of both examples."""
+
+    learning_rate: float = 0.01
+    """The highest learning rate, after the warmup."""
+    clip: float = 1.0
+    """The largest norm of a gradient; longer ones are cut to it."""
+    epochs: int = 10
+    """How often every training image is seen, with the epochs of a resumed run."""
+    batch_size: int = 64
+    """Images in a step."""
+    width: int = 16
+    """Features of the first layer; the two others have twice and four times as many."""
+    seed: int = 0
+    """Seed of the initial parameters and of the order of the images."""
+    limit: int | None = None
+    """Use only so many training images and so many test images, for a quick look."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    out: Path = Path("runs/digits")
+    """Where checkpoints, the figure and results.json go."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        require_positive(
+            learning_rate=self.learning_rate,
+            clip=self.clip,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            width=self.width,
+            limit=self.limit,
+        )
+
+
+class Metrics(NamedTuple):
+    """Sums over the real rows of a batch, and how many rows these are."""
+
+    loss: jax.Array
+    hits: jax.Array
+    count: jax.Array
+
+
+class Learner(NamedTuple):
+    """One way of training.
+
+    Attributes:
+      state: whatever the steps work on.
+      train_step: (state, batch) -> (state, metrics).
+      eval_step: (state, batch) -> metrics.
+      to_tree: the state as nested dicts of arrays.
+      from_tree: (state, tree) -> the state with these arrays.
+    """
+
+    state: Any
+    train_step: Callable[[Any, Batch], tuple[Any, Metrics]]
+    eval_step: Callable[[Any, Batch], Metrics]
+    to_tree: Callable[[Any], Tree]
+    from_tree: Callable[[Any, Tree], Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, in the way, or of another model."""
+
+
+def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
+    """Clip gradients, then AdamW with a warmup and a cosine."""
+    steps = config.epochs * -(-images // config.batch_size)
+    schedule = make_schedule("warmup-cosine", config.learning_rate, steps)
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(schedule, weight_decay=1e-4, mask=is_kernel),
+    )
+
+
+def measure(logits: jax.Array, batch: Batch) -> Metrics:
+    """Return the metrics of a batch, in which rows of weight 0 are padding."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    hits = jnp.argmax(logits, -1) == batch.labels
+    return Metrics(*(jnp.sum(v * batch.weights) for v in (losses, hits, 1.0)))
+
+
+def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str, Any]:
+    """Train, with a checkpoint after every epoch; report and return the results."""
+    console = Console()
+    with one_line_errors(CheckpointError, OSError):
+        train_data, test_data = data.load_digits(config.limit)
+        learner = make(config, train_data)
+        state, start = begin(config, learner)
+        history: dict[str, list[float]] = {}
+        for epoch in tqdm(range(start, config.epochs), unit="epoch", disable=None):
+            # The order of an epoch depends on nothing but its number.
+            order = np.random.default_rng((config.seed, epoch))
+            trained = []
+            for batch in data.batches(train_data, config.batch_size, shuffle=order):
+                state, metrics = learner.train_step(state, batch)
+                trained.append(metrics)
+            tested = [
+                learner.eval_step(state, batch)
+                for batch in data.batches(test_data, config.batch_size)
+            ]
+            for part, metrics in (("train", trained), ("test", tested)):
+                loss, hits, count = np.sum(jax.device_get(metrics), axis=0)
+                history.setdefault(f"{part}_loss", []).append(float(loss / count))
+                history.setdefault(f"{part}_accuracy", []).append(float(hits / count))
+            save(checkpoint_path(config.out, epoch + 1), learner.to_tree(state))
+    last = {name: values[-1] for name, values in history.items()}
+    row = {name.replace("_", " "): f"{value:.4f}" for name, value in last.items()}
+    report.print_table(
+        console, "After the last epoch", [{"epoch": str(config.epochs), **row}]
+    )
+    style.use_style()
+    written = [
+        style.save_figure(plot_curves({"batch": history}), config.out / "curves.png"),
+        report.write_json(config.out / "results.json", {**last, "history": history}),
+        checkpoint_path(config.out, config.epochs),
+    ]
+    console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
+    return last
+
+
+def begin(config: Config, learner: Learner) -> tuple[Any, int]:
+    """Return the state to begin with, and how many epochs it has seen."""
+    found = sorted(config.out.glob("epoch_*"))
+    if not config.resume:
+        if found:
+            raise CheckpointError(
+                f"{found[-1]} exists and is not overwritten; continue it with --resume,"
+                " or choose another --out"
+            )
+        config.out.mkdir(parents=True, exist_ok=True)
+        return learner.state, 0
+    if not found:
+        raise CheckpointError(
+            f"there is no checkpoint in {config.out} to resume from; leave out --resume"
+        )
+    epoch = int(found[-1].name.removeprefix("epoch_"))
+    if epoch >= config.epochs:
+        raise CheckpointError(
+            f"{found[-1]} has seen {epoch} epochs; to go on, ask for more with --epochs"
+        )
+    tree = load(found[-1], learner.to_tree(learner.state))
+    return learner.from_tree(learner.state, tree), epoch
+
+
+def checkpoint_path(out: Path, epoch: int) -> Path:
+    """Return where the checkpoint after so many epochs lies."""
+    return out / f"epoch_{epoch:04d}"
+
+
+def save(path: Path, tree: Tree) -> None:
+    """Write a checkpoint where none is."""
+    with checkpointer() as writer:
+        writer.save(path.absolute(), tree)
+
+
+def load(path: Path, target: Tree) -> Tree:
+    """Read a checkpoint that has the names and shapes of `target`."""
+    with checkpointer() as reader:
+        stored = reader.metadata(path.absolute()).item_metadata.tree
+        there, here = shapes(stored), shapes(target)
+        wrong = sorted(
+            f"{name} is {there.get(name, 'missing')} in the checkpoint and "
+            f"{here.get(name, 'missing')} in the model"
+            for name in there.keys() | here.keys()
+            if there.get(name) != here.get(name)
+        )
+        if wrong:
+            raise CheckpointError(
+                f"{path} does not fit the model, in {len(wrong)} arrays: {wrong[0]}; "
+                "use the options it was trained with"
+            )
+        return reader.restore(path.absolute(), target)
+
+
+@contextmanager
+def checkpointer() -> Iterator[ocp.StandardCheckpointer]:
+    """Write or read; what is written is complete on leaving."""
+    with ocp.StandardCheckpointer() as worker:
+        yield worker
+        worker.wait_until_finished()
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every array, by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(
+            getattr(leaf, "shape", ())
+        )
+        for path, leaf in leaves
+    }

@@ -1,0 +1,123 @@
+"""The two training examples: they learn, save, resume and refuse."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from numpy.testing import assert_allclose
+
+from examples import digits_linen, digits_nnx
+from examples import digits_shared as shared
+from examples.common import data
+
+EXAMPLES = pytest.mark.parametrize(
+    "example", [digits_linen, digits_nnx], ids=["linen", "nnx"]
+)
+
+
+def quick(example, out, **options):
+    options = {"epochs": 4, "width": 8, "limit": 600} | options
+    return example.Config(out=out, **options)
+
+
+def stored(path):
+    with shared.checkpointer() as reader:
+        return reader.restore(path)
+
+
+def files(out):
+    return {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module", params=[digits_linen, digits_nnx], ids=["linen", "nnx"])
+def trained(request, tmp_path_factory):
+    """An example, and where it has been run."""
+    out = tmp_path_factory.mktemp("run")
+    return request.param, out, shared.run(quick(request.param, out), request.param.make)
+
+
+def test_it_learns_and_reports(trained):
+    _, out, last = trained
+    assert last["test_accuracy"] > 0.85
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["history"]["test_loss"]) == 4
+    assert (out / "curves.png").stat().st_size > 0
+
+
+def test_resuming_changes_nothing(trained, tmp_path, capsys):
+    """The run that was interrupted ends where the other does, statistics included."""
+    example, whole, _ = trained
+    shutil.copytree(whole / "epoch_0003", tmp_path / "epoch_0003")
+    before = files(tmp_path)
+    shared.run(quick(example, tmp_path, resume=True), example.make)
+    assert "test accuracy" in capsys.readouterr().out
+    assert before.items() <= files(tmp_path).items()
+    expected, actual = stored(whole / "epoch_0004"), stored(tmp_path / "epoch_0004")
+    assert shared.shapes(actual) == shared.shapes(expected)
+    means = [name for name in shared.shapes(actual) if name.endswith("/mean")]
+    assert len(means) == 3
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@EXAMPLES
+def test_padding_does_not_count(example, tmp_path):
+    """A batch that is filled up trains like the rows it holds."""
+    train_data, _ = data.load_digits(20)
+    learners = [
+        example.make(quick(example, tmp_path, width=2), train_data) for _ in range(2)
+    ]
+    trees = []
+    for learner, rows in zip(learners, (20, 32), strict=True):
+        batch = data.pad_batch(train_data.images, train_data.labels, rows)
+        for _ in range(2):
+            state, metrics = learner.train_step(learner.state, batch)
+        assert metrics.count == 20
+        trees.append(learner.to_tree(state))
+    for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+        assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_it_refuses_and_overwrites_nothing(trained, tmp_path):
+    example, out, _ = trained
+
+    def refuses(text, out=out, **options):
+        before = files(out)
+        with pytest.raises(SystemExit, match=f"error: .*{text}"):
+            shared.run(quick(example, out, **options), example.make)
+        assert files(out) == before
+
+    refuses("there is no checkpoint in .* to resume from", tmp_path, resume=True)
+    refuses("epoch_0004 exists and is not overwritten")
+    refuses("epoch_0004 has seen 4 epochs; .* --epochs", resume=True)
+    refuses(
+        r"epoch_0004 does not fit the model, in \d+ arrays: .* is \(.*\) in the "
+        r"checkpoint and \(.*\) in the model",
+        resume=True,
+        epochs=5,
+        width=5,
+    )
+
+
+@EXAMPLES
+def test_gradients_are_clipped(example, tmp_path):
+    config = quick(example, tmp_path, clip=0.5)
+    optimizer = shared.make_optimizer(config, 100)
+    params = {"kernel": np.ones((3, 3), np.float32)}
+    state = optimizer.init(params)
+    grads = {"kernel": np.full((3, 3), 100, np.float32)}
+    _, state = optimizer.update(grads, state, params)
+    first_moment = jax.tree.leaves(state)[1]
+    assert_allclose(np.linalg.norm(first_moment), 0.1 * 0.5, rtol=1e-5)
+
+
+@EXAMPLES
+def test_options(example):
+    config = tyro.cli(example.Config, args=["--epochs", "3", "--resume"])
+    assert config.epochs == 3 and config.resume
+    assert config.out.name in ("digits-linen", "digits-nnx")
+    with pytest.raises(ValueError, match="--width must be positive"):
+        example.Config(width=0)
