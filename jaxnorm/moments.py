@@ -260,7 +260,9 @@ def measure(x: jax.Array, weights: jax.Array | None, over: Reduction) -> Shifted
         return _weigh(d, weights), _weigh(square(d), weights)
 
     count = _count(x, weights, over.axis)
-    shift = _settle(_shift(x, weights, count, over))
+    shift = _shift(x, weights, count, over)
+    if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
+        shift = _settle(shift)
     first, second = sums.sum_pair(terms, (x, shift, weights), over.axis)
     mean = first * reciprocal(count) if over.centered else jnp.zeros_like(shift)
     m2 = jnp.maximum(second - count * square(mean), 0)

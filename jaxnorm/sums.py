@@ -39,7 +39,7 @@ def sum_pair(
         a, b = f(*operands)
         return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
 
-    merged = _merge(operands, axis)
+    merged = _merge(operands[0], axis)
     if merged is None or merged.reduces_last_axis:
         return plain(*operands)
 
@@ -65,7 +65,7 @@ def scale_and_shift(
 
     x = operands[0]
     constant = tuple(a for a in range(x.ndim) if p.shape[a] == q.shape[a] == 1)
-    merged = _merge((*operands, p, q), constant)
+    merged = _merge(x, constant)
     if merged is None:
         return plain(p, q, *operands)
 
@@ -86,7 +86,7 @@ def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
     are: near enough to be the shift of d = x - shift, for an eighth of the cost.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    merged = _merge((x,), axis)
+    merged = _merge(x, axis)
     if merged is None or merged.reduces_last_axis:
         return jnp.mean(x, axis, dtype, keepdims=True)
     part = merged.slices((x,))[0][0]
@@ -100,6 +100,7 @@ class _Merged(NamedTuple):
     undone by its simplifier.
     """
 
+    shape: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
     axis: Axis
     cut: int
@@ -116,7 +117,14 @@ class _Merged(NamedTuple):
         """Merge the axes of every operand."""
 
         def merge(v: jax.Array) -> jax.Array:
-            return v.reshape([math.prod(v.shape[a] for a in g) for g in self.groups])
+            # What varies along some axes of a group is repeated along the others.
+            shape = [
+                self.shape[a] if any(v.shape[b] > 1 for b in group) else 1
+                for group in self.groups
+                for a in group
+            ]
+            merged = [math.prod(shape[a] for a in group) for group in self.groups]
+            return jnp.broadcast_to(v, shape).reshape(merged)
 
         return [None if v is None else merge(v) for v in operands]
 
@@ -133,12 +141,11 @@ class _Merged(NamedTuple):
         return [[cut(v, index) for v in merged] for index in range(SLICES)]
 
 
-def _merge(operands: Operands, axis: Axis) -> _Merged | None:
-    """Return how to cut the operands, the first of them the largest, along `axis`.
+def _merge(x: jax.Array, axis: Axis) -> _Merged | None:
+    """Return how to cut `x`, and what is combined with it, along `axis`.
 
     None if no axis divides, or the arrays may be spread over devices.
     """
-    x = operands[0]
     groups: list[tuple[int, ...]] = []
     for a in range(x.ndim):
         if a in axis and a - 1 in axis:
@@ -150,19 +157,7 @@ def _merge(operands: Operands, axis: Axis) -> _Merged | None:
     cut = next((i for i in merged if sizes[i] and sizes[i] % SLICES == 0), None)
     if cut is None or jnp.iscomplexobj(x) or not _on_one_device():
         return None
-    return (
-        _Merged(tuple(groups), merged, cut)
-        if all(_is_whole(v, groups, x) for v in operands)
-        else None
-    )
-
-
-def _is_whole(v: Any, groups: Sequence[Axis], x: jax.Array) -> bool:
-    """Whether `v` either varies along all axes of a group or along none."""
-    return v is None or all(
-        all(v.shape[a] == 1 for a in g) or all(v.shape[a] == x.shape[a] for a in g)
-        for g in groups
-    )
+    return _Merged(x.shape, tuple(groups), merged, cut)
 
 
 def _on_one_device() -> bool:
