@@ -4,7 +4,8 @@ from jaxnorm.moments import Moments, compute_moments, merge_moments, pool_moment
 from jaxnorm.normalization import normalize
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.norms.per_example import group_norm, instance_norm, layer_norm, rms_norm
-from jaxnorm.running import NormStats, init_stats, merge_stats, update_stats
+from jaxnorm.replicas import check_replicas, merge_stats
+from jaxnorm.running import NormStats, init_stats, update_stats
 from jaxnorm.weight_norms import (
     SpectralStats,
     init_spectral_stats,
@@ -18,6 +19,7 @@ __all__ = [
     "NormStats",
     "SpectralStats",
     "batch_norm",
+    "check_replicas",
     "compute_moments",
     "group_norm",
     "init_spectral_stats",

@@ -339,9 +339,15 @@ def check_axis_name(
         ) from None
     if axis_index_groups is None:
         return None
-    groups = tuple(
-        tuple(operator.index(i) for i in group) for group in axis_index_groups
-    )
+    try:
+        groups = tuple(
+            tuple(operator.index(i) for i in group) for group in axis_index_groups
+        )
+    except TypeError:
+        raise TypeError(
+            f"{caller}: axis_index_groups must be a sequence of sequences of integers. "
+            f"Received axis_index_groups={axis_index_groups!r}."
+        ) from None
     members = sorted(i for group in groups for i in group)
     if members != list(range(size)) or len({len(group) for group in groups}) != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Running statistics: start, update, merge.
+"""Running statistics: start, update.
 
 The running mean and variance are averages over batches, and `weight` is how much
 evidence they hold: 0 for none, 1 for the whole of an exponential average, n for an
@@ -6,14 +6,14 @@ equal-weight average over n batches. Dividing by it is what debiases.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
-from jaxnorm.moments import Moments, reciprocal, square
+from jaxnorm.moments import Moments, reciprocal
 
 
 class NormStats(NamedTuple):
@@ -96,7 +96,9 @@ def update_stats(
     new are w / w' and 1 / w'.
 
     A batch that cannot be trusted changes nothing: one with a statistic that is not
-    finite, or with no more than `ddof` elements. That holds inside jit as well.
+    finite, or with no more than `ddof` elements. That holds inside jit as well. With
+    one weight a feature, every feature is trusted or not by itself; so features that
+    are spread over devices need not ask one another.
 
     Args:
       stats: running statistics.
@@ -129,7 +131,9 @@ def update_stats(
     ddof = axes.check_ddof(ddof, caller=caller)
     axes.check_update(stats, moments, caller=caller)
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
-    finite = jnp.all(jnp.isfinite(moments.mean) & jnp.isfinite(var))
+    finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
+    if not stats.weight.ndim:
+        finite = jnp.all(finite)
 
     if decay is None:
         gained: ArrayLike = 1
@@ -154,63 +158,3 @@ def update_stats(
         average(stats.var, var),
         jnp.where(trusted_at_all, weight, stats.weight).astype(stats.weight.dtype),
     )
-
-
-def merge_stats(
-    stats: NormStats | Sequence[NormStats],
-    *,
-    method: Literal["total_variance", "average"] = "total_variance",
-) -> NormStats:
-    r"""Merge replicas of running statistics into one.
-
-    .. math::
-      \mu = \sum_i p_i \mu_i, \quad
-      \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
-      p_i = \frac{w_i}{\sum_j w_j}
-
-    By total variance the spread of the means counts, as if one replica had seen all
-    batches. `"average"` leaves that term out, as a plain mean over replicas does.
-
-    Args:
-      stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
-        of replicas, as pmap returns them.
-      method: "total_variance" or "average".
-
-    Returns:
-      NormStats of one replica. Its weight is the mean of the weights. Replicas that
-      hold no evidence do not count, unless none does.
-
-    Raises:
-      ValueError: if `method` is neither of the two, or there is no replica.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import jaxnorm as jn
-      >>> a = jn.NormStats(jnp.array([0.0]), jnp.array([1.0]), jnp.array(1.0))
-      >>> b = jn.NormStats(jnp.array([2.0]), jnp.array([1.0]), jnp.array(1.0))
-      >>> print(jn.merge_stats([a, b]).var)
-      [2.]
-      >>> print(jn.merge_stats([a, b], method="average").var)
-      [1.]
-    """
-    if method not in ("total_variance", "average"):
-        raise ValueError(
-            "merge_stats: method must be 'total_variance' or 'average'. Received "
-            f"method={method!r}."
-        )
-    if isinstance(stats, NormStats):
-        replicas = stats
-    else:
-        if not stats:
-            raise ValueError(
-                "merge_stats: at least one replica is needed. Received none."
-            )
-        replicas = jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
-    mean, var, weight = replicas
-    total = jnp.sum(weight, 0)
-    share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
-    share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
-    merged_mean = jnp.sum(share * mean, 0)
-    if method == "total_variance":
-        var = var + square(mean - merged_mean)
-    return NormStats(merged_mean, jnp.sum(share * var, 0), jnp.mean(weight, 0))

@@ -17,6 +17,7 @@ ORDER = [
     "moments",
     "normalization",
     "running",
+    "replicas",
     "norms",
     "norms.batch",
     "norms.per_example",

@@ -1,0 +1,306 @@
+"""What the examples of synchronized BatchNorm share: the task, and the comparison.
+
+The task is the same for all: a small convolutional network with BatchNorm, Optax, and
+the digits images in an order that the seed decides. It is trained twice, on one device
+and in the way that an example shows, and the two must not differ by more than rounding.
+The batch size does not divide by the devices: some of their rows are padding, of weight
+0, and the devices hold different numbers of real rows.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from rich.console import Console
+from tqdm import tqdm
+
+from examples.common import convnet, data, report, style
+from examples.common.convnet import Network, Params, Stats
+from examples.common.data import Batch, Dataset
+from examples.common.optimizers import make_optimizer
+from examples.common.options import require_positive
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the task and its size are."""
+
+    devices: int = 8
+    """Devices that share a batch: accelerators, or simulated CPU devices."""
+    steps: int = 60
+    """Training steps."""
+    batch_size: int = 100
+    """Images in a step, over all devices together."""
+    width: int = 8
+    """Features of the first layers; later layers have twice and four times as many."""
+    depth: int = 4
+    """Convolutions in the network, each followed by BatchNorm."""
+    learning_rate: float = 0.2
+    """The learning rate of SGD with Nesterov momentum."""
+    seed: int = 0
+    """Seed of the initial parameters and of the order of the images."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        options = dataclasses.asdict(self)
+        require_positive(**{name: options[name] for name in options if name in SIZES})
+
+
+SIZES = {"devices", "steps", "batch_size", "width", "depth", "learning_rate"}
+
+
+class TrainState(NamedTuple):
+    """What training changes: three pytrees, passed in and handed back."""
+
+    params: Params
+    stats: Stats
+    opt_state: optax.OptState
+
+
+class Task(NamedTuple):
+    """What is trained. Hashable, so that it may be a static argument."""
+
+    network: Network
+    optimizer: optax.GradientTransformation
+
+
+class Way(NamedTuple):
+    """A way to train on several devices.
+
+    Attributes:
+      name: as tables have it.
+      devices: how many there are, in words.
+      step: (state, batch) -> (state, loss), compiled.
+      put_state: places the state of one device on all devices.
+      put_batch: deals a batch out to the devices.
+      get_state: takes the state of one device back.
+    """
+
+    name: str
+    devices: str
+    step: Callable[[Any, Any], tuple[Any, jax.Array]]
+    put_state: Callable[[TrainState], Any]
+    put_batch: Callable[[Batch], Any]
+    get_state: Callable[[Any], TrainState]
+
+
+class Run(NamedTuple):
+    """A training that is over: its final state, its losses, its speed."""
+
+    state: TrainState
+    losses: np.ndarray
+    images_per_second: float
+
+
+def make_task(config: Config) -> Task:
+    network = Network("batch", config.width, config.depth)
+    return Task(network, make_optimizer("sgd", config.learning_rate, 0.0))
+
+
+def start_state(config: Config, task: Task) -> TrainState:
+    params, stats = convnet.init(jax.random.key(config.seed), task.network)
+    return TrainState(params, stats, task.optimizer.init(params))
+
+
+def sum_of_losses(
+    task: Task, params: Params, stats: Stats, batch: Batch, axis_name: str | None
+) -> tuple[jax.Array, Stats]:
+    """Return the sum over this device's real rows, and the running statistics."""
+    output = convnet.apply(
+        task.network,
+        params,
+        stats,
+        batch.images,
+        training=True,
+        weights=batch.weights,
+        axis_name=axis_name,
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+        output.logits, batch.labels
+    )
+    return jnp.sum(losses * batch.weights), output.stats
+
+
+def apply_gradients(
+    task: Task, state: TrainState, grads: Params, stats: Stats
+) -> TrainState:
+    updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), stats, opt_state)
+
+
+def plain_step(
+    task: Task, state: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array]:
+    """Train on a batch that is one array, wherever its parts may lie."""
+
+    def mean_loss(params: Params) -> tuple[jax.Array, Stats]:
+        total, stats = sum_of_losses(task, params, state.stats, batch, axis_name=None)
+        return total / jnp.sum(batch.weights), stats
+
+    (loss, stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    return apply_gradients(task, state, grads, stats), loss
+
+
+def one_device(task: Task) -> Way:
+    device = jax.local_devices()[0]
+    return Way(
+        name="one device",
+        devices="1 device",
+        step=jax.jit(partial(plain_step, task)),
+        put_state=partial(jax.device_put, device=device),
+        put_batch=partial(jax.device_put, device=device),
+        get_state=lambda state: state,
+    )
+
+
+def batches_from(
+    step: int, dataset: Dataset, config: Config, multiple: int
+) -> Iterator[Batch]:
+    """Yield the batches of `step` and of all that follow.
+
+    Every epoch has an order of its own, drawn from the seed and its number alone, so
+    that a training that was interrupted goes on with the batch that is next.
+    """
+    per_epoch = data.num_batches(dataset, config.batch_size)
+    for epoch in count(step // per_epoch):
+        shuffle = np.random.default_rng([config.seed, epoch])
+        batches = data.batches(
+            dataset, config.batch_size, multiple=multiple, shuffle=shuffle
+        )
+        skipped = max(0, step - epoch * per_epoch)
+        yield from list(batches)[skipped:]
+
+
+def train(way: Way, config: Config, task: Task, dataset: Dataset) -> Run:
+    """Train for `config.steps` steps from the start."""
+    state = way.put_state(start_state(config, task))
+    losses, speeds = [], []
+    batches = batches_from(0, dataset, config, multiple=config.devices)
+    for _ in tqdm(range(config.steps), desc=way.name, unit="step", disable=None):
+        batch = next(batches)
+        placed = way.put_batch(batch)
+        start = time.perf_counter()
+        state, loss = jax.block_until_ready(way.step(state, placed))
+        speeds.append(np.sum(batch.weights) / (time.perf_counter() - start))
+        losses.append(float(loss))
+    # The first step compiles.
+    speed = statistics.median(speeds[1:] or speeds)
+    return Run(way.get_state(state), np.array(losses), float(speed))
+
+
+def largest_differences(run: Run, reference: Run) -> dict[str, float]:
+    """Return the largest absolute differences between two trainings."""
+
+    def largest(a: Any, b: Any) -> float:
+        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        return max(float(np.max(np.abs(np.subtract(x, y)))) for x, y in pairs)
+
+    return {
+        "loss": largest(run.losses, reference.losses),
+        "parameters": largest(run.state.params, reference.state.params),
+        "running statistics": largest(run.state.stats, reference.state.stats),
+    }
+
+
+def accuracy(task: Task, state: TrainState, dataset: Dataset) -> float:
+    """Return how many images are told right with the running statistics."""
+    evaluate = jax.jit(partial(convnet.apply, task.network, training=False))
+    params, stats = jax.device_get((state.params, state.stats))
+    logits = evaluate(params, stats, dataset.images).logits
+    return float(np.mean(np.argmax(logits, axis=-1) == dataset.labels))
+
+
+def tell(
+    console: Console,
+    way: Way,
+    run: Run,
+    reference: Run,
+    accuracies: tuple[float, float],
+    out: Path,
+    config: Any,
+) -> None:
+    """Print the table, the differences and the throughput; write figure and JSON."""
+    rows = [
+        {
+            "Training": name,
+            "First loss": report.format_number(each.losses[0]),
+            "Last loss": report.format_number(each.losses[-1]),
+            "Test accuracy": report.format_number(right),
+            "Images/s": f"{each.images_per_second:,.0f}",
+        }
+        for name, each, right in zip(
+            (way.name, "one device"), (run, reference), accuracies, strict=True
+        )
+    ]
+    report.print_table(console, f"After {len(run.losses)} steps", rows)
+    differences = largest_differences(run, reference)
+    console.print(
+        "Largest difference from one device: "
+        + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()),
+        f"Throughput: {run.images_per_second:,.0f} images/s on {way.devices}, "
+        f"{reference.images_per_second:,.0f} on one",
+        sep="\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+    written = [
+        draw(way, run, reference, out / "losses.png"),
+        report.write_json(
+            out / "results.json",
+            {
+                "config": {
+                    name: str(value) if isinstance(value, Path) else value
+                    for name, value in dataclasses.asdict(config).items()
+                },
+                "devices": way.devices,
+                "jax": jax.__version__,
+                "losses": run.losses.tolist(),
+                "differences": differences,
+                "test_accuracy": accuracies[0],
+                "images_per_second": run.images_per_second,
+            },
+        ),
+    ]
+    console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
+
+
+def draw(way: Way, run: Run, reference: Run, path: Path) -> Path:
+    """Draw both losses, and below them how far they are apart."""
+    style.use_style()
+    figure, (above, below) = plt.subplots(
+        2, 1, sharex=True, figsize=(7, 5), layout="constrained"
+    )
+    steps = np.arange(1, len(run.losses) + 1)
+    colors = style.NORM_COLORS["batch"], style.NORM_COLORS["group"]
+    above.plot(steps, reference.losses, color=colors[1], label="one device", lw=4)
+    above.plot(steps, run.losses, color=colors[0], label=way.name)
+    above.set(title=f"BatchNorm on {way.devices}", ylabel="training loss")
+    above.legend()
+    # Where the two are equal to the last bit, a logarithm needs something to show.
+    apart = np.maximum(np.abs(run.losses - reference.losses), 1e-9)
+    below.semilogy(steps, apart, color=colors[0])
+    below.set(xlabel="step", ylabel="difference of the losses")
+    style.save_figure(figure, path)
+    plt.close(figure)
+    return path
+
+
+def compare_with_one_device(way: Way, config: Config, task: Task, out: Path) -> None:
+    """Train in the way given and on one device; tell how they differ."""
+    console = Console()
+    train_data, test_data = data.load_digits()
+    run = train(way, config, task, train_data)
+    reference = train(one_device(task), config, task, train_data)
+    accuracies = tuple(accuracy(task, r.state, test_data) for r in (run, reference))
+    tell(console, way, run, reference, accuracies, out, config)

@@ -1,0 +1,56 @@
+"""Synchronized BatchNorm under plain jit: shard the batch, and change nothing else.
+
+The batch is one array whose rows lie on several devices. Statistics over its rows are
+statistics over all devices, without any axis_name: XLA's partitioner puts the
+collectives where they are needed. The training step is the one for a single device.
+
+    python -m examples.sync_bn_jit
+    python -m examples.sync_bn_jit --help
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import tyro
+from jax.sharding import Mesh
+
+from examples.common import devices, sync
+from examples.common.options import one_line_errors
+from examples.common.sync import Task, Way
+
+
+@dataclass(frozen=True)
+class Config(sync.Config):
+    """Train with synchronized BatchNorm under plain jit, and compare with one device.
+
+    Prints a table, the difference and the throughput; writes losses.png, results.json.
+    """
+
+    out: Path = Path("runs/sync_bn_jit")
+    """Where the figure and results.json go."""
+
+
+def make_way(task: Task, mesh: Mesh) -> Way:
+    """Return how to train: whole parameters on every device, rows dealt out."""
+    return Way(
+        name="jit, rows sharded",
+        devices=devices.describe_mesh(mesh),
+        step=jax.jit(partial(sync.plain_step, task)),
+        put_state=partial(devices.replicate, mesh=mesh),
+        put_batch=partial(devices.shard_rows, mesh=mesh),
+        get_state=jax.device_get,
+    )
+
+
+def main(config: Config) -> None:
+    with one_line_errors(devices.DevicesNotAvailableError, OSError):
+        mesh = devices.data_mesh(config.devices)
+        config.out.mkdir(parents=True, exist_ok=True)
+    task = sync.make_task(config)
+    sync.compare_with_one_device(make_way(task, mesh), config, task, config.out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m examples.sync_bn_jit"))

@@ -1,0 +1,216 @@
+"""Synchronized BatchNorm over several processes, as on several machines.
+
+Every process reads its own rows of each batch; statistics and gradients are those of
+all. The training step is that of `sync_bn_shard_map`. One command starts real processes
+on this machine, which talk to one another over gloo:
+
+    python -m examples.sync_bn_multiprocess --processes 2 --devices 2
+
+On a cluster its own launcher starts the processes, once per machine or per accelerator,
+and JAX learns from it where the others are (Slurm, Open MPI, Kubernetes, TPU pods):
+
+    srun python -m examples.sync_bn_multiprocess --cluster
+    gcloud compute tpus tpu-vm ssh NAME --worker=all \
+        --command="python -m examples.sync_bn_multiprocess --cluster"
+
+There `--out` must be a directory that all machines share. A process that dies ends all
+others with an error, after `--grace` seconds on this machine and `--heartbeat-timeout`
+seconds on a cluster. The same command with `--resume` goes on from the last checkpoint,
+and comes to the same result as if nothing had happened.
+"""
+
+import hashlib
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from rich.console import Console
+from tqdm import tqdm
+
+from examples import sync_bn_shard_map
+from examples.common import data, launcher, sync
+from examples.common.data import Batch
+from examples.common.devices import DATA_AXIS
+from examples.common.options import one_line_errors, require_positive
+from examples.common.sync import Run, Task, TrainState, Way
+from jaxnorm import check_replicas
+
+
+@dataclass(frozen=True)
+class Config(sync.Config):
+    """Train with synchronized BatchNorm over several processes.
+
+    Prints the difference from one device and the throughput; writes checkpoints,
+    losses.png and results.json.
+    """
+
+    devices: int = 2
+    """Simulated CPU devices of each process on this machine."""
+    processes: int = 2
+    """Processes to start on this machine."""
+    cluster: bool = False
+    """Join the processes that a cluster's launcher has started; start none."""
+    checkpoint_every: int = 10
+    """Steps from one checkpoint to the next."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out, instead of from the start."""
+    grace: float = 5.0
+    """Seconds that processes on this machine have for ending after one has died."""
+    heartbeat_timeout: int = 10
+    """Seconds after which a process that is not heard of is taken for dead."""
+    out: Path = Path("runs/sync_bn_multiprocess")
+    """Where checkpoints, the figure and results.json go."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense before any work is done."""
+        super().__post_init__()
+        require_positive(
+            processes=self.processes,
+            checkpoint_every=self.checkpoint_every,
+            grace=self.grace,
+            heartbeat_timeout=self.heartbeat_timeout,
+        )
+
+
+def make_way(task: Task, mesh: Mesh) -> Way:
+    """Return how to train over the devices of all processes."""
+    everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA_AXIS))
+
+    def deal_out(batch: Batch) -> Batch:
+        return jax.tree.map(
+            partial(jax.make_array_from_process_local_data, rows), batch
+        )
+
+    def take_one(state: TrainState) -> TrainState:
+        check_agreement(state)
+        return jax.device_get(state)
+
+    processes = jax.process_count()
+    return Way(
+        name=f"{processes} process{'es' if processes > 1 else ''}",
+        devices=f"{processes} x {jax.local_device_count()} devices",
+        step=sync_bn_shard_map.make_step(task, mesh),
+        put_state=partial(jax.device_put, device=everywhere),
+        put_batch=deal_out,
+        get_state=take_one,
+    )
+
+
+def check_agreement(state: Any) -> None:
+    """Raise unless all devices of all processes hold the same state."""
+    check_replicas(state)
+    copies = multihost_utils.process_allgather(jax.device_get(state))
+    if jax.process_count() > 1:
+        check_replicas(copies, stacked=True)
+
+
+def own_rows(batch: Batch) -> Batch:
+    """Return the rows that are this process's to read."""
+    share = len(batch.labels) // jax.process_count()
+    start = share * jax.process_index()
+    return jax.tree.map(lambda array: array[start : start + share], batch)
+
+
+def train_with_checkpoints(
+    way: Way, config: Config, task: Task, dataset: data.Dataset
+) -> Run:
+    """Train from the start, or from the last checkpoint, and leave checkpoints."""
+    state = way.put_state(sync.start_state(config, task))
+    losses = np.zeros(config.steps)
+    directory = (config.out / "checkpoints").absolute()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, enable_async_checkpointing=False
+    )
+    with ocp.CheckpointManager(directory, options=options) as checkpoints:
+        done = checkpoints.latest_step() or 0
+        if done:
+            saved = checkpoints.restore(
+                done, args=ocp.args.StandardRestore({"state": state, "losses": losses})
+            )
+            state, losses = saved["state"], saved["losses"]
+            say(f"Resumed after step {done} of {config.steps}")
+        batches = sync.batches_from(done, dataset, config, multiple=jax.device_count())
+        seconds, images = 0.0, 0.0
+        for step in progress(range(done, config.steps), way.name):
+            batch = next(batches)
+            placed = way.put_batch(own_rows(batch))
+            start = time.perf_counter()
+            state, loss = jax.block_until_ready(way.step(state, placed))
+            if step > done:  # the first step compiles
+                seconds += time.perf_counter() - start
+                images += float(np.sum(batch.weights))
+            losses[step] = float(loss)
+            if (step + 1) % config.checkpoint_every == 0:
+                checkpoints.save(
+                    step + 1,
+                    args=ocp.args.StandardSave({"state": state, "losses": losses}),
+                )
+    return Run(way.get_state(state), losses, images / seconds if seconds else 0.0)
+
+
+def progress(steps: range, label: str) -> Any:
+    """Show a bar on terminals, of the first process alone."""
+    hidden = True if jax.process_index() else None
+    return tqdm(steps, desc=label, unit="step", disable=hidden)
+
+
+def say(message: str) -> None:
+    """Print once, not once a process."""
+    if jax.process_index() == 0:
+        print(message, flush=True)
+
+
+def fingerprint(state: TrainState) -> str:
+    """Return what two states share only if they are equal to the last bit."""
+    leaves = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+    return hashlib.sha256(b"".join(leaves)).hexdigest()
+
+
+def work(config: Config) -> None:
+    """Train, in one of the processes."""
+    task = sync.make_task(config)
+    mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
+    way = make_way(task, mesh)
+    train_data, test_data = data.load_digits()
+    run = train_with_checkpoints(way, config, task, train_data)
+    if jax.process_index() == 0:
+        one = sync.one_device(task)
+        reference = sync.train(one, config, task, train_data)
+        accuracies = tuple(
+            sync.accuracy(task, each.state, test_data) for each in (run, reference)
+        )
+        sync.tell(Console(), way, run, reference, accuracies, config.out, config)
+        print("Fingerprint of the final state:", fingerprint(run.state))
+
+
+def main(config: Config) -> None:
+    if config.cluster or launcher.is_launched():
+        launcher.join(config.heartbeat_timeout)
+        work(config)
+        return
+    with one_line_errors(OSError):
+        if not config.resume:
+            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+        config.out.mkdir(parents=True, exist_ok=True)
+    with one_line_errors(launcher.ProcessFailedError):
+        launcher.launch(
+            [sys.executable, "-m", "examples.sync_bn_multiprocess", *sys.argv[1:]],
+            processes=config.processes,
+            devices=config.devices,
+            grace=config.grace,
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, prog="python -m examples.sync_bn_multiprocess"))

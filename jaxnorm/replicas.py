@@ -1,0 +1,168 @@
+"""Running statistics that are kept per device: check that they agree, merge them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxnorm import axes, devices
+from jaxnorm.axes import AxisName
+from jaxnorm.moments import reciprocal, square
+from jaxnorm.running import NormStats
+
+
+def merge_stats(
+    stats: NormStats | Sequence[NormStats],
+    *,
+    method: Literal["total_variance", "average"] = "total_variance",
+    axis_name: AxisName | None = None,
+) -> NormStats:
+    r"""Merge replicas of running statistics into one.
+
+    .. math::
+      \mu = \sum_i p_i \mu_i, \quad
+      \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
+      p_i = \frac{w_i}{\sum_j w_j}
+
+    By total variance the spread of the means counts, as if one replica had seen all
+    batches. `"average"` leaves that term out, as a plain mean over replicas does.
+
+    Args:
+      stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
+        of replicas, as pmap returns them. With `axis_name`, the replica of this device.
+      method: "total_variance" or "average".
+      axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes along
+        which each device holds a replica. They are merged with one collective.
+
+    Returns:
+      NormStats of one replica. Its weight is the mean of the weights. Replicas that
+      hold no evidence do not count, unless none does.
+
+    Raises:
+      ValueError: if `method` is neither of the two, there is no replica, their shapes
+        differ, or `axis_name` is not bound.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> a = jn.NormStats(jnp.array([0.0]), jnp.array([1.0]), jnp.array(1.0))
+      >>> b = jn.NormStats(jnp.array([2.0]), jnp.array([1.0]), jnp.array(1.0))
+      >>> print(jn.merge_stats([a, b]).var)
+      [2.]
+      >>> print(jn.merge_stats([a, b], method="average").var)
+      [1.]
+    """
+    caller = "merge_stats"
+    if method not in ("total_variance", "average"):
+        raise ValueError(
+            f"{caller}: method must be 'total_variance' or 'average'. Received "
+            f"method={method!r}."
+        )
+    mean, var, weight = _stacked(stats, axis_name, caller=caller)
+    total = jnp.sum(weight, 0)
+    share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
+    share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
+    merged_mean = jnp.sum(share * mean, 0)
+    if method == "total_variance":
+        var = var + square(mean - merged_mean)
+    return NormStats(merged_mean, jnp.sum(share * var, 0), jnp.mean(weight, 0))
+
+
+def _stacked(
+    stats: NormStats | Sequence[NormStats], axis_name: AxisName | None, *, caller: str
+) -> NormStats:
+    """Return all replicas in one NormStats, along a leading axis."""
+    if axis_name is not None:
+        axes.check_axis_name(axis_name, None, caller=caller)
+        if not isinstance(stats, NormStats):
+            raise TypeError(
+                f"{caller}: with axis_name, stats must be the one NormStats of this "
+                f"device. Received {type(stats).__name__}."
+            )
+        return devices.gather(stats, axis_name)
+    if isinstance(stats, NormStats):
+        return stats
+    if not stats:
+        raise ValueError(f"{caller}: at least one replica is needed. Received none.")
+    shapes = [tuple(jnp.shape(leaf) for leaf in replica) for replica in stats]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"{caller}: replicas must have the same shapes. Received (mean, var, "
+            f"weight) of shapes {', '.join(map(str, dict.fromkeys(shapes)))}; gather "
+            "features that are spread over devices before their replicas are merged."
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+
+
+def check_replicas(
+    tree: Any, *, stacked: bool = False, rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    """Raise if replicas disagree, and say which and by how much.
+
+    An array that is declared the same on several devices need not be: `shard_map` with
+    `check_vma=False` believes `out_specs=P()` without a look, and evaluation or a
+    checkpoint then takes whichever copy comes first. Here all copies that this process
+    holds are compared with the first. Call it outside jit.
+
+    Args:
+      tree: any tree of arrays: running statistics, parameters, a whole train state.
+      stacked: whether the arrays have a leading axis of replicas, as pmap returns them.
+        Otherwise the copies that devices hold of the same elements are compared.
+      rtol: relative difference that is allowed.
+      atol: absolute difference that is allowed.
+
+    Raises:
+      ValueError: if replicas disagree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> jn.check_replicas({"mean": jnp.array([[1.0], [1.0]])}, stacked=True)
+      >>> jn.check_replicas({"mean": jnp.array([[1.0], [1.5]])}, stacked=True)
+      Traceback (most recent call last):
+      ValueError: check_replicas: replicas must agree to rtol=0.0 and atol=0.0. Received
+      ['mean'] where replica 1 differs from replica 0 by 0.5; ...
+    """
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        for first, other, names in _pairs(leaf, stacked):
+            if not np.allclose(first, other, rtol, atol, equal_nan=True):
+                difference = np.max(np.abs(first - other))
+                found.append(
+                    f"{jax.tree_util.keystr(path)} where {names[1]} differs from "
+                    f"{names[0]} by {difference:.3g}"
+                )
+    if found:
+        raise ValueError(
+            f"check_replicas: replicas must agree to rtol={rtol} and atol={atol}. "
+            f"Received {', '.join(found)}; pool with axis_name, or merge them with "
+            "jaxnorm.merge_stats."
+        )
+
+
+def _pairs(
+    leaf: ArrayLike, stacked: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[str, str]]]:
+    """Yield the first copy and each other one, in at least float64, and their names."""
+    if stacked:
+        first, *others = _wide(leaf)
+        for i, other in enumerate(others, 1):
+            yield first, other, ("replica 0", f"replica {i}")
+    elif isinstance(leaf, jax.Array):
+        shards = leaf.addressable_shards
+        firsts = {str(shard.index): shard for shard in reversed(shards)}
+        for shard in shards:
+            first = firsts[str(shard.index)]
+            if shard is not first:
+                names = str(first.device), str(shard.device)
+                yield _wide(first.data), _wide(shard.data), names
+
+
+def _wide(leaf: ArrayLike) -> np.ndarray:
+    array = np.asarray(leaf)
+    # NumPy cannot subtract booleans, and knows no bfloat16.
+    plain = array if array.dtype.kind in "fiuc" else array.astype(np.float64)
+    return plain.astype(np.result_type(np.float64, plain))

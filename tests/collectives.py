@@ -1,0 +1,25 @@
+"""Collectives, counted in compiled programs and in lowered ones."""
+
+import re
+from typing import Any
+
+HLO = r"= .*\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+STABLEHLO = (
+    r"\bstablehlo\.(all_reduce|all_gather|all_to_all|reduce_scatter|collective_permute)"
+)
+
+
+def list_collectives(f: Any, *args: Any) -> list[str]:
+    """Return the kinds of the collectives that XLA has compiled `f` into."""
+    text = f.lower(*args).compile().as_text()
+    return re.findall(rf"{HLO}(?:-start)?\(", text)
+
+
+def count_collectives(f: Any, *args: Any) -> int:
+    """Return how many collectives there are in the compiled `f`."""
+    return len(list_collectives(f, *args))
+
+
+def list_lowered_collectives(text: str) -> list[str]:
+    """Return the kinds of the collectives in the text of a StableHLO module."""
+    return re.findall(rf"{STABLEHLO}\b", text)
