@@ -21,11 +21,11 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes
-from jaxnorm.moments import Reduction
 from jaxnorm.normalization import Operands, normalize_by_moments
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.norms.per_example import split_channels
 from jaxnorm.running import NormStats, init_stats
+from jaxnorm.shifted import Reduction
 from jaxnorm.weight_norms import SpectralStats, spectral_norm, weight_norm
 
 MOMENTUM = "momentum"  # the default of `decay`: what Flax's `momentum` says
@@ -278,7 +278,9 @@ def normalize_batch(
 ) -> tuple[jax.Array, NormStats]:
     """Normalize by the batch or by running statistics."""
     features = axes_of(label, x, module.axis, "axis")
-    name = module.axis_name if synchronize else None
+    # Evaluation looks at no batch; as in Flax it runs where no device axis is bound.
+    pooling = synchronize and training is not False
+    name = module.axis_name if pooling else None
     # Statistics in half precision, or real ones of complex input, come from elsewhere.
     mean_dtype = jnp.promote_types(axes.statistics_dtype(x.dtype), stats.mean.dtype)
     if not jnp.iscomplexobj(x):
@@ -306,7 +308,7 @@ def normalize_batch(
             feature_axis=features,
             weights=mask,
             axis_name=name,
-            axis_index_groups=module.axis_index_groups if synchronize else None,
+            axis_index_groups=module.axis_index_groups if pooling else None,
             ddof=module.ddof,
             dtype=dtype,
         )

@@ -1,28 +1,15 @@
-"""Weighted moments: compute them, merge them, pool them over devices.
-
-Numerics, in one place:
-
-- Everything is computed in at least float32; complex input has a real m2.
-- Deviations are taken from a *shift* near the mean: d = x - shift is exact where it
-  matters, and mean = shift + E[d], m2 = sum(d^2) - count * E[d]^2 keep the digits that
-  E[x^2] - E[x]^2 loses (Chan, Golub and LeVeque 1983).
-- The shift and E[d] travel apart until the very end. Their sum, a float32 mean, rounds
-  away up to half a unit in its last place: at mean/std = 1e6 that is 3% of std.
-- Devices exchange (count, shift, E[d], m2) in one collective, and each merges the same
-  list in the same order, so all of them hold the same bits.
-"""
+"""Weighted moments: compute them, merge them, pool them over devices."""
 
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, devices, sums
+from jaxnorm import axes, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
+from jaxnorm.shifted import Reduction, ShiftedMoments, reciprocal
 
 
 class Moments(NamedTuple):
@@ -42,39 +29,6 @@ class Moments(NamedTuple):
     def var(self) -> jax.Array:
         """The biased variance, m2 / count; 0 where count is 0."""
         return self.m2 * reciprocal(self.count)
-
-
-class ShiftedMoments(NamedTuple):
-    """Moments whose mean is shift + mean; reduced axes are kept with size 1."""
-
-    count: jax.Array  # type: ignore[assignment]  # shadows tuple.count
-    shift: jax.Array
-    mean: jax.Array
-    m2: jax.Array
-
-    @property
-    def var(self) -> jax.Array:
-        """The biased variance, m2 / count; 0 where count is 0."""
-        return self.m2 * reciprocal(self.count)
-
-    def collapse(self, axis: tuple[int, ...]) -> Moments:
-        """Return plain Moments without the reduced axes."""
-        count = self.count
-        count = count.reshape(()) if count.size == 1 else jnp.squeeze(count, axis)
-        mean = jnp.squeeze(self.shift + self.mean, axis)
-        return Moments(count, mean, jnp.squeeze(self.m2, axis))
-
-
-class Reduction(NamedTuple):
-    """What is reduced: axes of the array, then a device axis. Hashable.
-
-    `centered=False` takes moments about zero (root mean square) instead of the mean.
-    """
-
-    axis: tuple[int, ...]
-    axis_name: AxisName | None = None
-    axis_index_groups: tuple[tuple[int, ...], ...] | None = None
-    centered: bool = True
 
 
 def compute_moments(
@@ -127,7 +81,8 @@ def compute_moments(
     axes.check_reduced(x, axis, axis_name, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
     weights = axes.expand_weights(weights, x, caller=caller)
-    return _measure(x, weights, Reduction(axis, axis_name, groups)).collapse(axis)
+    moments = _measure(x, weights, Reduction(axis, axis_name, groups))
+    return collapse(moments, axis)
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -152,8 +107,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       >>> import jaxnorm as jn
       >>> a = jn.compute_moments(jnp.array([1.0, 2.0]), axis=0)
       >>> b = jn.compute_moments(jnp.array([6.0]), axis=0)
-      >>> print(jn.merge_moments(a, b))
-      Moments(count=..., mean=..., m2=...)
+      >>> count, mean, m2 = jn.merge_moments(a, b)
+      >>> print(f"{count:.3f} {mean:.3f} {m2:.3f}")
+      3.000 3.000 14.000
 
     Reference:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
@@ -161,7 +117,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     """
     pair = _shifted(a), _shifted(b)
     stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), *pair)
-    return _merge(stack).collapse(())
+    return collapse(shifted.merge(stack), ())
 
 
 def pool_moments(
@@ -193,14 +149,23 @@ def pool_moments(
       [3. 3.]
     """
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller="pool_moments")
-    return _pool(_shifted(moments), Reduction((), axis_name, groups)).collapse(())
+    over = Reduction((), axis_name, groups)
+    return collapse(shifted.pool(_shifted(moments), over), ())
+
+
+def collapse(moments: ShiftedMoments, axis: tuple[int, ...]) -> Moments:
+    """Return plain Moments without the reduced axes."""
+    count = moments.count
+    count = count.reshape(()) if count.size == 1 else jnp.squeeze(count, axis)
+    mean = jnp.squeeze(moments.shift + moments.mean, axis)
+    return Moments(count, mean, jnp.squeeze(moments.m2, axis))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _measure(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:
-    return measure(x, weights, over)
+    return shifted.measure(x, weights, over)
 
 
 @partial(_measure.defjvp, symbolic_zeros=True)
@@ -211,200 +176,15 @@ def _measure_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
     @partial(jax.checkpoint, prevent_cse=False)
     def differentiate(primals: Any, moments: Any, tangents: Any) -> ShiftedMoments:
         (x, weights), (t_x, t_weights) = primals, tangents
-        d, _ = deviations(x, moments.shift, weights)
+        d, _ = shifted.deviations(x, moments.shift, weights)
         if t_x is not None:
             t_x = t_x.astype(d.dtype)
-        return moment_tangents(d, weights, t_x, t_weights, moments, over)
+        return shifted.moment_tangents(d, weights, t_x, t_weights, moments, over)
 
-    return moments, differentiate(primals, moments, nonzero(tangents))
-
-
-def reciprocal(count: jax.Array) -> jax.Array:
-    """Return 1 / count, and 0 where count is 0."""
-    empty = count == 0
-    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, count))
-
-
-def square(x: jax.Array) -> jax.Array:
-    """Return |x|^2, real also for complex input, smooth at 0."""
-    return inner(x, x)
-
-
-def inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the real part of conj(x) * y."""
-    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
-        return x.real * y.real + x.imag * y.imag
-    return x * y
-
-
-def deviations(
-    x: jax.Array, shift: jax.Array, weights: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return x - shift in the dtype of statistics, and where `x` is used.
-
-    An element of weight 0 that is not finite would spoil gradients through 0 * NaN; it
-    is taken to lie at the shift. `None` says that every element is used.
-    """
-    d = x.astype(shift.dtype) - shift
-    if weights is None:
-        return d, None
-    used = (weights > 0) | jnp.isfinite(x)
-    return jnp.where(used, d, 0), used
-
-
-def measure(x: jax.Array, weights: jax.Array | None, over: Reduction) -> ShiftedMoments:
-    """Compute and pool moments; without a derivative rule of its own."""
-
-    def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
-        d = x.astype(shift.dtype) - shift
-        return _weigh(d, weights), _weigh(square(d), weights)
-
-    count = _count(x, weights, over.axis)
-    shift = _shift(x, weights, count, over)
-    if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
-        shift = _settle(shift)
-    first, second = sums.sum_pair(terms, (x, shift, weights), over.axis)
-    mean = first * reciprocal(count) if over.centered else jnp.zeros_like(shift)
-    m2 = jnp.maximum(second - count * square(mean), 0)
-    return _pool(ShiftedMoments(count, shift, mean, m2), over)
-
-
-def moment_tangents(
-    d: jax.Array,
-    weights: jax.Array | None,
-    t_x: jax.Array | None,
-    t_weights: jax.Array | None,
-    moments: ShiftedMoments,
-    over: Reduction,
-) -> ShiftedMoments:
-    r"""Differentiate the moments, given deviations `d` from the shift.
-
-    .. math::
-      \dot\mu = \frac1W \sum_i (w_i \dot x_i + \dot w_i c_i), \quad
-      \dot M_2 = \sum_i (2 w_i c_i \dot x_i + \dot w_i c_i^2), \quad c_i = x_i - \mu
-
-    Linear in the tangents, with one collective; so its transpose has one as well. A
-    tangent of None is zero.
-    """
-    c = d - moments.mean
-    t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
-    if t_x is not None:
-        t_sum += _weighted_sum(t_x, weights, over.axis)
-        t_m2 += 2 * _weighted_sum(inner(c, t_x), weights, over.axis)
-    if t_weights is not None:
-        t_sum += _sum(t_weights * c, over.axis)
-        t_m2 += _sum(t_weights * square(c), over.axis)
-    local = {"m2": t_m2}
-    if over.centered:
-        local["mean"] = t_sum
-    if t_weights is not None:
-        local["count"] = _count(d, t_weights, over.axis)
-    total = devices.sum_over_devices(local, over.axis_name, over.axis_index_groups)
-    t_shift = jnp.zeros_like(moments.shift)
-    return ShiftedMoments(
-        total.get("count", jnp.zeros_like(moments.count)),
-        t_shift,
-        total.get("mean", t_shift) * reciprocal(moments.count),
-        total["m2"],
-    )
-
-
-def nonzero(tangents: Any) -> Any:
-    """Replace the symbolic zeros of a custom_jvp rule by None."""
-
-    def drop(tangent: Any) -> Any:
-        symbolic = (
-            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
-        )
-        return None if symbolic else tangent
-
-    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
-
-
-def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
-    """Sum the weights over `axis` of `x`, axes kept."""
-    dtype = jnp.finfo(axes.statistics_dtype(x.dtype)).dtype
-    if weights is None:
-        weights = jnp.ones((1,) * x.ndim, dtype)
-    repeats = 1
-    for a in axis:
-        repeats *= x.shape[a] if weights.shape[a] == 1 else 1
-    return jnp.sum(weights, axis, dtype, keepdims=True) * float(repeats)
-
-
-def _shift(
-    x: jax.Array, weights: jax.Array | None, count: jax.Array, over: Reduction
-) -> jax.Array:
-    """Return a value near the mean, of elements of non-zero weight."""
-    wide = x.astype(axes.statistics_dtype(x.dtype))
-    if not over.centered:
-        return jnp.zeros_like(_sum(wide, over.axis))
-    if weights is not None:
-        return _weighted_sum(wide, weights, over.axis) * reciprocal(count)
-    return sums.approximate_mean(x, over.axis)
-
-
-def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-    return jnp.sum(x, axis, keepdims=True)
-
-
-def _weighted_sum(
-    x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]
-) -> jax.Array:
-    return _sum(_weigh(x, weights), axis)
-
-
-def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
-    """Return weights * x; what weight 0 covers is never multiplied."""
-    if weights is None:
-        return x
-    x = jnp.where(weights > 0, x, 0)
-    return x if weights.dtype == bool else x * weights
-
-
-def _settle(shift: jax.Array) -> jax.Array:
-    """Round to one bit less than the dtype holds, so that all users see one value.
-
-    XLA computes a value anew where it is used, and there may fuse its last product into
-    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
-    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Explicit
-    rounding cannot be fused away (optimization_barrier can, on CPU).
-    """
-    if jnp.iscomplexobj(shift):
-        return lax.complex(_settle(shift.real), _settle(shift.imag))
-    info = jnp.finfo(shift.dtype)
-    return lax.reduce_precision(shift, info.nexp, info.nmant - 1)
+    return moments, differentiate(primals, moments, shifted.nonzero(tangents))
 
 
 def _shifted(moments: Moments) -> ShiftedMoments:
     count, mean, m2 = (jnp.asarray(leaf) for leaf in moments)
     count = count.reshape((1,) * (mean.ndim - count.ndim) + count.shape)
     return ShiftedMoments(count, mean, jnp.zeros_like(mean), m2)
-
-
-def _merge(parts: ShiftedMoments) -> ShiftedMoments:
-    """Merge along the leading axis of every leaf. Parts of count 0 are left out."""
-    counts = parts.count
-    present = counts > 0
-    total = jnp.sum(counts, 0)
-    share = counts * reciprocal(total)
-    # Shifts of different parts lie near each other: taken relative to their average,
-    # all digits of the differences survive.
-    shift = _settle(jnp.sum(jnp.where(present, parts.shift, 0) * share, 0))
-    offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
-    mean = jnp.sum(offset * share, 0)
-    between = jnp.sum(counts * square(offset - mean), 0)
-    m2 = jnp.sum(jnp.where(present, parts.m2, 0), 0) + between
-    return ShiftedMoments(total, shift, mean, m2)
-
-
-def _pool(moments: ShiftedMoments, over: Reduction) -> ShiftedMoments:
-    """Merge the moments of all devices along `over.axis_name`."""
-    if over.axis_name is None:
-        return moments
-    parts = devices.gather(moments, over.axis_name)
-    if over.axis_index_groups is not None:
-        mine = devices.same_group(over.axis_name, over.axis_index_groups)
-        mine = mine.reshape((-1,) + (1,) * (parts.count.ndim - 1))
-        parts = parts._replace(count=jnp.where(mine, parts.count, 0))
-    return _merge(parts)

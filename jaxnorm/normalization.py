@@ -25,7 +25,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes, devices, sums
 from jaxnorm.axes import Axes
-from jaxnorm.moments import (
+from jaxnorm.shifted import (
     Reduction,
     ShiftedMoments,
     deviations,

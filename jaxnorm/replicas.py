@@ -10,8 +10,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes, devices
 from jaxnorm.axes import AxisName
-from jaxnorm.moments import reciprocal, square
 from jaxnorm.running import NormStats
+from jaxnorm.shifted import reciprocal, square
 
 
 def merge_stats(

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
-from jaxnorm.moments import Moments, reciprocal
+from jaxnorm.moments import Moments
+from jaxnorm.shifted import reciprocal
 
 
 class NormStats(NamedTuple):

@@ -15,8 +15,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes
-from jaxnorm.moments import Reduction, square
 from jaxnorm.normalization import Operands, normalize_by_moments
+from jaxnorm.shifted import Reduction, square
 
 
 class SpectralStats(NamedTuple):

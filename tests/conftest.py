@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update(
@@ -26,3 +27,10 @@ def way_to_sum(request, monkeypatch):
     from jaxnorm import sums
 
     monkeypatch.setattr(sums, "_on_one_device", lambda: request.param == "packed")
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request, monkeypatch):
+    """Let a test draw the same numbers whichever test ran before it."""
+    if hasattr(request.module, "RNG"):
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))

@@ -14,6 +14,7 @@ ORDER = [
     "axes",
     "devices",
     "sums",
+    "shifted",
     "moments",
     "normalization",
     "running",

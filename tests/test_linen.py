@@ -536,3 +536,12 @@ def test_errors_name_the_module_and_its_path(module, x, kwargs, error, text):
 def test_wrong_arguments(module, text):
     with pytest.raises(ValueError, match=text):
         module.init(KEY, sample((4, 6)))
+
+
+def test_evaluation_needs_no_device_axis():
+    """A model that trains under pmap is evaluated outside of it, as in Flax."""
+    x = sample()
+    kwargs = {"axis_name": "batch", "axis_index_groups": [[0, 1]], **EVALUATING}
+    theirs, mine = linen.BatchNorm(**kwargs), ours.BatchNorm(**kwargs)
+    variables = theirs.init(KEY, x)
+    assert_allclose(mine.apply(variables, x), theirs.apply(variables, x), atol=1e-6)

@@ -181,7 +181,9 @@ def test_merging_keeps_large_offsets():
     )
     _, mean, var = moments64(x, (0,))
     np.testing.assert_allclose(merged.mean, mean, rtol=1e-7)
-    np.testing.assert_allclose(merged.var, var, rtol=1e-5)
+    # Each float32 mean is rounded by up to 5e-4, and the means lie about 0.06 apart:
+    # 2 * 0.06 * 5e-4 * (share of one) * (share of the other).
+    np.testing.assert_allclose(merged.var, var, rtol=2e-5)
 
 
 def test_the_empty_set_may_hold_anything():

@@ -531,3 +531,17 @@ def test_linen_and_nnx_agree():
         module = case.build("linen", jaxnorm.linen, **more)
         y, _ = module.apply(module.init(KEY, x), x, mutable=["batch_stats"])
         assert_allclose(case.build("nnx", ours)(x), y)
+
+
+def test_evaluation_needs_no_device_axis():
+    """A model that trains under pmap is evaluated outside of it, as in Flax."""
+    x = sample()
+    kwargs = {"axis_name": "batch", "use_running_average": True}
+    theirs, mine = (
+        package.BatchNorm(x.shape[-1], rngs=nnx.Rngs(0), **kwargs)
+        for package in (nnx, ours)
+    )
+    assert_allclose(mine(x), theirs(x), atol=1e-6)
+    mine.train()
+    with pytest.raises(ValueError, match="axis_name must be bound"):
+        mine(x)

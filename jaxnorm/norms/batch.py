@@ -8,13 +8,14 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes, AxisGroups, AxisName
-from jaxnorm.moments import Reduction
+from jaxnorm.moments import collapse
 from jaxnorm.normalization import (
     Operands,
     normalize_by_moments,
     normalize_by_statistics,
 )
 from jaxnorm.running import NormStats, update_stats
+from jaxnorm.shifted import Reduction
 
 
 def batch_norm(
@@ -110,7 +111,7 @@ def batch_norm(
         y, moments = normalize_by_moments(
             Operands(x, weights, scale, bias, eps), over, dtype
         )
-        batch = moments.collapse(reduced)
+        batch = collapse(moments, reduced)
         return y, update_stats(stats, batch, decay=decay, ddof=ddof)
 
     def evaluate(x: jax.Array, stats: NormStats) -> tuple[jax.Array, NormStats]:

@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes, AxisName
-from jaxnorm.moments import Reduction
 from jaxnorm.normalization import Operands, normalize_by_moments
+from jaxnorm.shifted import Reduction
 
 
 def layer_norm(
