@@ -2,9 +2,9 @@
 
 A statistic needs the sums of d and d^2, its gradient those of ct and d * ct. XLA:CPU
 makes a kernel of each, reads everything twice, and writes d to memory in between. Here
-the array is cut in eight slices, which are added up, both sums at once as the two parts
-of a complex number: one loop that reads each array once, in its own dtype, and writes
-nothing large.
+the array is cut in up to eight slices, which are added up, both sums at once as the two
+parts of a complex number: one loop that reads each array once, in its own dtype, and
+writes nothing large.
 
 Other platforms fuse two reductions by themselves and take the plain sums. So does an
 array that may be sharded along the slices. The choice of platform is made at lowering:
@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-SLICES = 8
+# Numbers of slices, the best first. More than eight are past XLA:CPU's limit for one
+# fusion, fewer than four save too little.
+SLICES = (8, 7, 6, 5, 4)
 
 Axis = tuple[int, ...]
-Operands = Sequence[
-    Any
-]  # arrays of one rank, of size 1 where they do not vary; or None
+# Arrays of one rank, of size 1 along axes where they do not vary, or None.
+Operands = Sequence[Any]
 
 
 def sum_pair(
@@ -80,10 +81,10 @@ def scale_and_shift(
 
 
 def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
-    """Return the mean over `axis`, kept with size 1, or that over an eighth of it.
+    """Return the mean over `axis`, kept with size 1, or that over a slice of it.
 
     The latter lies within sqrt(7) standard deviations of the mean, whatever the values
-    are: near enough to be the shift of d = x - shift, for an eighth of the cost.
+    are: near enough to be the shift of d = x - shift, for little of the cost.
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     merged = _merge(x, axis)
@@ -104,6 +105,7 @@ class _Merged(NamedTuple):
     groups: tuple[tuple[int, ...], ...]
     axis: Axis
     cut: int
+    number: int
 
     @property
     def reduces_last_axis(self) -> bool:
@@ -134,11 +136,11 @@ class _Merged(NamedTuple):
         def cut(v: Any, index: int) -> Any:
             if v is None or v.shape[self.cut] == 1:
                 return v
-            size = v.shape[self.cut] // SLICES
+            size = v.shape[self.cut] // self.number
             return lax.slice_in_dim(v, index * size, (index + 1) * size, axis=self.cut)
 
         merged = self.reshape(operands)
-        return [[cut(v, index) for v in merged] for index in range(SLICES)]
+        return [[cut(v, index) for v in merged] for index in range(self.number)]
 
 
 def _merge(x: jax.Array, axis: Axis) -> _Merged | None:
@@ -154,10 +156,11 @@ def _merge(x: jax.Array, axis: Axis) -> _Merged | None:
             groups.append((a,))
     merged = tuple(i for i, group in enumerate(groups) if group[0] in axis)
     sizes = [math.prod(x.shape[a] for a in group) for group in groups]
-    cut = next((i for i in merged if sizes[i] and sizes[i] % SLICES == 0), None)
-    if cut is None or jnp.iscomplexobj(x) or not _on_one_device():
+    ways = [(n, i) for n in SLICES for i in merged if sizes[i] and sizes[i] % n == 0]
+    if not ways or jnp.iscomplexobj(x) or not _on_one_device():
         return None
-    return _Merged(x.shape, tuple(groups), merged, cut)
+    number, cut = ways[0]
+    return _Merged(x.shape, tuple(groups), merged, cut, number)
 
 
 def _on_one_device() -> bool:

@@ -31,7 +31,8 @@ def packs(f, *args):
 SHAPES = [
     ((16, 5), (0,), True),
     ((2, 3, 4, 5), (0, 1, 2), True),  # merged: 24 rows
-    ((3, 5, 7), (0, 1), False),  # 15 rows do not divide
+    ((3, 5, 7), (0, 1), True),  # 15 rows: five slices
+    ((11, 3), (0,), False),  # 11 rows do not divide
     ((3, 4, 4, 2, 4), (1, 2, 4), True),  # groups of channels: merged and last
     ((16, 8), (1,), False),  # the last axis alone stays plain
 ]
