@@ -271,3 +271,12 @@ def test_normalize_by_given_statistics():
         check_grads(
             lambda *args: jn.normalize(*args, feature_axis=0), args, order=2, rtol=1e-4
         )
+
+
+def test_an_element_that_is_hidden_and_not_finite_is_a_constant():
+    """Its output is the bias whatever it holds, so it has no gradient."""
+    x = np.array([[1.0], [3.0], [np.nan], [np.inf]], np.float32)
+    mask = np.array([[True], [True], [False], [False]])
+    y, vjp = jax.vjp(lambda x: batch_norm(x, None, jnp.full(1, 0.5), mask), x)
+    np.testing.assert_array_equal(y[2:], 0.5)
+    np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0][2:], 0)
