@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import axes
+
 # Numbers of slices, the best first. More than eight are past XLA:CPU's limit for one
 # fusion, fewer than four save too little.
 SLICES = (8, 7, 6, 5, 4)
@@ -86,7 +88,7 @@ def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
     The latter lies within sqrt(7) standard deviations of the mean, whatever the values
     are: near enough to be the shift of d = x - shift, for little of the cost.
     """
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = axes.statistics_dtype(x.dtype)
     merged = _merge(x, axis)
     if merged is None or merged.reduces_last_axis:
         return jnp.mean(x, axis, dtype, keepdims=True)
