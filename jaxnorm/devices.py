@@ -9,7 +9,7 @@ device fills its own row, and groups are rows of a table too. Statistics are a f
 values a feature: the zeros cost less than a second collective would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -56,19 +56,21 @@ def same_group(axis_name: AxisName, groups: Groups) -> jax.Array:
     return group == group[lax.axis_index(axis_name)]
 
 
-def vary_together(
-    a: jax.Array, b: jax.Array, axis_name: AxisName | None
+def vary_like(
+    examples: Sequence[jax.Array | None], p: jax.Array, q: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mark two arrays as differing between devices, both at once.
+    """Mark two arrays as differing between devices wherever one of `examples` does.
 
     Inside shard_map with check_vma a cotangent is summed over devices where its value
     begins to vary. Left alone, that is in two places, so two collectives; stacked it
-    is one. Adding a zero that varies does nothing in all other modes.
+    is one.
     """
-    if axis_name is None:
-        return a, b
-    zero = 0 * lax.axis_index(axis_name)
-    stacked = jnp.stack(jnp.broadcast_arrays(a, b)) + zero.astype(a.dtype)
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return p, q
+    stacked = jnp.stack([p, q])
+    for example in examples:
+        if example is not None:  # a zero that varies as the example does
+            stacked += lax.full_like(example, 0, stacked.dtype, (1,) * stacked.ndim)
     return stacked[0], stacked[1]
 
 

@@ -31,7 +31,6 @@ from jaxnorm.shifted import (
     deviations,
     measure,
     moment_tangents,
-    nonzero,
     reciprocal,
 )
 
@@ -121,18 +120,22 @@ def normalize_by_statistics(
     return _affine(d, lax.rsqrt(var + eps), scale, bias).astype(dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def normalize_by_moments(
-    operands: Operands, over: Reduction, dtype: Any
+    operands: Operands, over: Reduction, dtype: Any, differentiated: bool = False
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Normalize `x` by its own moments. Returns the output and the moments.
 
     An empty set (all weights 0) gives 0, and so zero gradients.
     """
     x, weights, scale, bias, eps = operands
-    moments = measure(x, weights, over)
+    moments = measure(x, weights, over, apart=differentiated)
     d, _ = deviations(x, moments.shift, weights)
-    y = _affine(d - moments.mean, lax.rsqrt(moments.var + eps), scale, bias)
+    inverse = lax.rsqrt(moments.var + eps)
+    if x.ndim - 1 not in over.axis and _constant_over(over.axis, scale, bias):
+        y = _scale_and_shift(d, moments.mean, inverse, scale, bias)
+    else:
+        y = _affine(d - moments.mean, inverse, scale, bias)
     if weights is not None:
         y = jnp.where(moments.count > 0, y, 0)
     return y.astype(dtype), moments
@@ -140,11 +143,15 @@ def normalize_by_moments(
 
 @partial(normalize_by_moments.defjvp, symbolic_zeros=True)
 def _normalize_by_moments_jvp(
-    over: Reduction, dtype: Any, primals: tuple[Operands], tangents: tuple[Operands]
+    over: Reduction,
+    dtype: Any,
+    _: bool,
+    primals: tuple[Operands],
+    tangents: tuple[Operands],
 ) -> Any:
-    y, moments = normalize_by_moments(*primals, over, dtype)
+    y, moments = normalize_by_moments(*primals, over, dtype, True)
     differentiate = jax.checkpoint(partial(_differentiate, over), prevent_cse=False)
-    t_y, t_moments = differentiate(*primals, moments, *nonzero(tangents))
+    t_y, t_moments = differentiate(*primals, moments, *sums.nonzero(tangents))
     return (y, moments), (t_y.astype(dtype), t_moments)
 
 
@@ -162,26 +169,35 @@ def _differentiate(
 
     inverse = lax.rsqrt(moments.var + eps)
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
-    zero = jnp.zeros((1,) * x.ndim, d.dtype)
-    gain, t_scale = _or(scale, zero + 1), _or(tangents.scale, zero)
-    t_bias, t_eps = _or(tangents.bias, zero), _or(tangents.eps, zero)
+    t_var = t_var if tangents.eps is None else t_var + tangents.eps
     # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
-    a, p = inverse, -0.5 * inverse**3 * (t_var + t_eps)
-    q = -inverse * t_moments.mean
+    a, p, q = inverse, -0.5 * inverse**3 * t_var, -inverse * t_moments.mean
+    zero = jnp.zeros((1,) * x.ndim, d.dtype)
+    t_scale, t_bias = _or(tangents.scale, zero), _or(tangents.bias, zero)
     folded = _constant_over(over.axis, scale, bias)
     if folded:
+        gain = _or(scale, zero + 1)
         a, p, q = a * gain, p * gain + inverse * t_scale, q * gain + t_bias
-    p, q = devices.vary_together(p, q - p * moments.mean, over.axis_name)
+    gain = None if folded else scale
+    q = q - p * moments.mean
     large = (x, moments.shift, weights)
-    t_y = sums.scale_and_shift(lambda *args: deviations(*args)[0], large, p, q)
-    t_y = t_y if t_x is None else a * t_x + t_y
+    t_y = sums.combine(_deviations, (*large, gain), p, q)
+    t_y = t_y if t_x is None else sums.hold(a) * _times(t_x, gain) + t_y
     if not folded:
-        t_y = t_y * gain + sums.scale_and_shift(
-            _normal, (*large, moments.mean, inverse), t_scale, t_bias
-        )
+        large = (*large, moments.mean, inverse)
+        t_y += sums.combine(_normal, large, t_scale, t_bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
     return t_y, t_moments
+
+
+def _deviations(
+    x: jax.Array,
+    shift: jax.Array,
+    weights: jax.Array | None,
+    gain: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    return _times(deviations(x, shift, weights)[0], gain), gain
 
 
 def _normal(
@@ -190,9 +206,25 @@ def _normal(
     weights: jax.Array | None,
     mean: jax.Array,
     inverse: jax.Array,
-) -> jax.Array:
+) -> tuple[jax.Array, None]:
     d, _ = deviations(x, shift, weights)
-    return (d - mean) * inverse
+    return (d - mean) * inverse, None
+
+
+def _scale_and_shift(
+    d: jax.Array,
+    mean: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """Return (d - mean) * inverse * scale + bias as d * gain + offset.
+
+    That of d loses no digits: its mean is at most a few standard deviations.
+    """
+    gain = sums.hold(_times(inverse, scale))
+    offset = -mean * gain if bias is None else bias - mean * gain
+    return d * gain + sums.hold(offset)
 
 
 def _affine(
@@ -222,3 +254,7 @@ def _constant_over(axis: tuple[int, ...], *parameters: jax.Array | None) -> bool
 
 def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
     return default if value is None else value
+
+
+def _times(value: jax.Array, factor: jax.Array | None) -> jax.Array:
+    return value if factor is None else value * factor

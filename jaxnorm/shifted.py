@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxnorm import axes, devices, sums
 from jaxnorm.axes import AxisName
@@ -82,8 +81,18 @@ def deviations(
     return jnp.where(used, d, 0), used
 
 
-def measure(x: jax.Array, weights: jax.Array | None, over: Reduction) -> ShiftedMoments:
-    """Compute and pool moments; without a derivative rule of its own."""
+def measure(
+    x: jax.Array,
+    weights: jax.Array | None,
+    over: Reduction,
+    *,
+    apart: bool = False,
+) -> ShiftedMoments:
+    """Compute and pool moments; without a derivative rule of its own.
+
+    `apart` says that more than one result depends on them, as in differentiation: they
+    are then better computed apart from what uses them.
+    """
 
     def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
         d = x.astype(shift.dtype) - shift
@@ -93,7 +102,9 @@ def measure(x: jax.Array, weights: jax.Array | None, over: Reduction) -> Shifted
     shift = _shift(x, weights, count, over)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = _settle(shift)
-    first, second = sums.sum_pair(terms, (x, shift, weights), over.axis)
+    shift = sums.hold(shift)
+    operands = x, shift, weights
+    first, second = sums.sum_pair(terms, operands, over.axis, pack_last_axis=apart)
     mean = first * reciprocal(count) if over.centered else jnp.zeros_like(shift)
     m2 = jnp.maximum(second - count * square(mean), 0)
     return pool(ShiftedMoments(count, shift, mean, m2), over)
@@ -116,12 +127,14 @@ def moment_tangents(
     Linear in the tangents, with one collective; so its transpose has one as well. A
     tangent of None is zero.
     """
-    c = d - moments.mean
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
     if t_x is not None:
-        t_sum += _weighted_sum(t_x, weights, over.axis)
-        t_m2 += 2 * _weighted_sum(inner(c, t_x), weights, over.axis)
+        t_m2 += 2 * sums.hold(_weighted_sum(inner(d, t_x), weights, over.axis))
+        if over.centered:
+            t_sum += sums.hold(_weighted_sum(t_x, weights, over.axis))
+            t_m2 -= 2 * inner(moments.mean, t_sum)
     if t_weights is not None:
+        c = d - moments.mean
         t_sum += _sum(t_weights * c, over.axis)
         t_m2 += _sum(t_weights * square(c), over.axis)
     local = {"m2": t_m2}
@@ -137,18 +150,6 @@ def moment_tangents(
         total.get("mean", t_shift) * reciprocal(moments.count),
         total["m2"],
     )
-
-
-def nonzero(tangents: Any) -> Any:
-    """Replace the symbolic zeros of a custom_jvp rule by None."""
-
-    def drop(tangent: Any) -> Any:
-        symbolic = (
-            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
-        )
-        return None if symbolic else tangent
-
-    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 
 
 def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
@@ -193,17 +194,16 @@ def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 
 def _settle(shift: jax.Array) -> jax.Array:
-    """Round to one bit less than the dtype holds, so that all users see one value.
+    """Return a finite value as it is, so that all users see it rounded alike.
 
     XLA computes a value anew where it is used, and there may fuse its last product into
     a subtraction, unrounded. Deviations and moments would then refer to shifts that are
-    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Explicit
-    rounding cannot be fused away (optimization_barrier can, on CPU).
+    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Taking the
+    larger of two cannot be fused so (optimization_barrier is dropped on CPU).
     """
     if jnp.iscomplexobj(shift):
         return lax.complex(_settle(shift.real), _settle(shift.imag))
-    info = jnp.finfo(shift.dtype)
-    return lax.reduce_precision(shift, info.nexp, info.nmant - 1)
+    return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
 
 
 def merge(parts: ShiftedMoments) -> ShiftedMoments:
@@ -212,9 +212,11 @@ def merge(parts: ShiftedMoments) -> ShiftedMoments:
     present = counts > 0
     total = jnp.sum(counts, 0)
     share = counts * reciprocal(total)
-    # Shifts of different parts lie near each other: taken relative to their average,
-    # all digits of the differences survive.
-    shift = _settle(jnp.sum(jnp.where(present, parts.shift, 0) * share, 0))
+    # The shift of the largest part lies near the mean of all; relative to it, all digits
+    # of the differences survive. Choosing rounds nothing.
+    rows = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
+    largest = present & (rows == jnp.argmax(counts, 0))
+    shift = jnp.sum(jnp.where(largest, parts.shift, 0), 0)
     offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
     mean = jnp.sum(offset * share, 0)
     between = jnp.sum(counts * square(offset - mean), 0)

@@ -1,10 +1,10 @@
-"""Two sums over a large array in one pass, and the transpose of that.
+"""Sums over a large array, and the transposes of what broadcasts over one, in one pass.
 
 A statistic needs the sums of d and d^2, its gradient those of ct and d * ct. XLA:CPU
 makes a kernel of each, reads everything twice, and writes d to memory in between. Here
-the array is cut in up to eight slices, which are added up, both sums at once as the two
-parts of a complex number: one loop that reads each array once, in its own dtype, and
-writes nothing large.
+the array is cut in slices, which are added up, both sums at once as the two parts of a
+complex number: one loop that reads each array once, in its own dtype, and writes
+nothing large.
 
 Other platforms fuse two reductions by themselves and take the plain sums. So does an
 array that may be sharded along the slices. The choice of platform is made at lowering:
@@ -14,110 +14,176 @@ What is summed is given as a function of its operands, so that slices are cut fr
 lies in memory, and not from what would have to be written there first.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
-from jaxnorm import axes
+from jaxnorm import axes, devices
 
-# Numbers of slices, the best first. More than eight are past XLA:CPU's limit for one
-# fusion, fewer than four save too little.
-SLICES = (8, 7, 6, 5, 4)
+# The number of slices: as many as leave ROWS rows to add up (XLA:CPU vectorizes that
+# sum from 33 rows on), but at most MOST, or MOST_HALF of a half-precision array: XLA
+# writes an array to memory in float32 if one loop would convert it in more places.
+ROWS, MOST, MOST_HALF = 33, 32, 14
+# Numbers of slices for arrays too short for that, the best first.
+FEW = (8, 7, 6, 5, 4)
 
 Axis = tuple[int, ...]
 # Arrays of one rank, of size 1 along axes where they do not vary, or None.
 Operands = Sequence[Any]
+Pair = tuple[jax.Array, jax.Array]
 
 
 def sum_pair(
-    f: Callable[..., tuple[jax.Array, jax.Array]], operands: Operands, axis: Axis
-) -> tuple[jax.Array, jax.Array]:
-    """Return the sums of the two arrays f(*operands) over `axis`, kept with size 1."""
+    f: Callable[..., Pair],
+    operands: Operands,
+    axis: Axis,
+    *,
+    pack_last_axis: bool = False,
+) -> Pair:
+    """Return the sums of the two arrays f(*operands) over `axis`, kept with size 1.
 
-    def plain(*operands: Any) -> tuple[jax.Array, jax.Array]:
+    Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
+    to three of them in a row with what surrounds them, if only that uses them.
+    """
+
+    def plain(*operands: Any) -> Pair:
         a, b = f(*operands)
         return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
 
-    merged = _merge(operands[0], axis)
-    if merged is None or merged.reduces_last_axis:
+    cut = _cut(operands, axis)
+    if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
 
-    def packed(*operands: Any) -> tuple[jax.Array, jax.Array]:
-        parts = merged.slices(operands)
-        total = jnp.sum(sum(lax.complex(*f(*part)) for part in parts), merged.axis)
+    def packed(*operands: Any) -> Pair:
+        *parts, rest = cut.slices(operands)
+        total = jnp.sum(sum(lax.complex(*f(*part)) for part in parts), cut.reduced)
+        if cut.length % cut.number:
+            total += jnp.sum(lax.complex(*f(*rest)), cut.reduced)
         total = jnp.expand_dims(total, axis)
         return total.real, total.imag
 
     return lax.platform_dependent(*operands, cpu=packed, default=plain)
 
 
-def scale_and_shift(
-    f: Callable[..., jax.Array], operands: Operands, p: jax.Array, q: jax.Array
+def combine(
+    f: Callable[..., tuple[jax.Array, jax.Array | None]],
+    operands: Operands,
+    p: jax.Array,
+    q: jax.Array,
 ) -> jax.Array:
-    """Return u * p + q for u = f(*operands) and small `p` and `q` of the same rank.
+    """Return u * p + v * q for (u, v) = f(*operands); v None is 1.
 
-    Linear in p and q: the transpose is a `sum_pair`, of u * ct and of ct.
+    Linear in the small `p` and `q`, of the rank of u: the transpose is a `sum_pair`, of
+    u * ct and v * ct.
     """
 
     def plain(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
-        return f(*operands) * p + q
+        u, v = f(*operands)
+        return u * p + (q if v is None else v * q)
 
-    x = operands[0]
-    constant = tuple(a for a in range(x.ndim) if p.shape[a] == q.shape[a] == 1)
-    merged = _merge(x, constant)
-    if merged is None:
+    p, q = devices.vary_like(operands, *jnp.broadcast_arrays(p, q))
+    constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
+    cut = _cut(operands, constant)
+    if cut is None:
         return plain(p, q, *operands)
 
     def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
-        parts = merged.slices(operands)
-        pair = lax.complex(*jnp.broadcast_arrays(*merged.reshape((p, q))))
-        pair = jnp.broadcast_to(pair, parts[0][0].shape)
-        slices = [plain(pair.real, pair.imag, *part) for part in parts]
-        return lax.concatenate(slices, merged.cut).reshape(x.shape)
+        (pair,) = cut.merge((lax.complex(p, q),))
+        *parts, rest = cut.slices(operands)
+
+        def slices(*parts: Any) -> list[jax.Array]:
+            # Broadcast once: the transpose adds slices up before it reduces them.
+            small = jnp.broadcast_to(pair, parts[0][0].shape)
+            return [plain(small.real, small.imag, *part) for part in parts]
+
+        every = slices(*parts) + (slices(rest) if cut.length % cut.number else [])
+        return lax.concatenate(every, cut.axis).reshape(operands[0].shape)
 
     return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
 
 
-def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
-    """Return the mean over `axis`, kept with size 1, or that over a slice of it.
+def nonzero(tangents: Any) -> Any:
+    """Replace the symbolic zeros of a custom_jvp rule by None."""
 
-    The latter lies within sqrt(7) standard deviations of the mean, whatever the values
-    are: near enough to be the shift of d = x - shift, for little of the cost.
+    def drop(tangent: Any) -> Any:
+        symbolic = (
+            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+        )
+        return None if symbolic else tangent
+
+    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
+
+
+def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
+    """Return the mean over `axis`, kept with size 1, or that over a part of it.
+
+    Of many rows it takes at least 1/32, in four places. Their mean lies within sqrt(31)
+    standard deviations of that of all, whatever the values are: near enough to be the
+    shift of d = x - shift, for little of the cost.
     """
     dtype = axes.statistics_dtype(x.dtype)
-    merged = _merge(x, axis)
-    if merged is None or merged.reduces_last_axis:
+    cut = _cut((x,), axis)
+    if cut is None or cut.along_last_axis or cut.length < 4 * ROWS:
         return jnp.mean(x, axis, dtype, keepdims=True)
-    part = merged.slices((x,))[0][0]
-    return jnp.expand_dims(jnp.mean(part, merged.axis, dtype), axis)
+    (merged,) = cut.merge((x,))
+    size, step = max(ROWS, cut.length // 128), cut.length // 4
+
+    def part(index: int) -> jax.Array:
+        start = index * step
+        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.axis)
+        return rows.astype(dtype)
+
+    pairs = lax.complex(part(0), part(1)) + lax.complex(part(2), part(3))
+    total = jnp.expand_dims(jnp.sum(pairs, cut.reduced), axis)
+    count = 4 * size * math.prod(merged.shape[a] for a in cut.reduced) / cut.length
+    return (total.real + total.imag) / count
 
 
-class _Merged(NamedTuple):
-    """How operands are cut: neighbouring axes taken as one, then sliced along `cut`.
+def hold(x: jax.Array) -> jax.Array:
+    """Return a finite `x` of the size of the features, computed once.
+
+    XLA:CPU computes a small value anew for each element of a large array it is combined
+    with, but never an expensive one; the remainder by infinity is one, and changes
+    nothing. (What has size 1 along the last axis is computed once per row anyway.)
+    """
+    if x.shape[-1] == 1 or jnp.iscomplexobj(x):
+        return x
+
+    def once(x: jax.Array) -> jax.Array:
+        return lax.rem(x, jnp.full_like(x, jnp.inf))
+
+    def solve(_: Any, x: jax.Array) -> jax.Array:
+        return lax.platform_dependent(x, cpu=once, default=lambda x: x)
+
+    return lax.custom_linear_solve(lambda x: x, x, solve, symmetric=True)
+
+
+class _Cut(NamedTuple):
+    """How operands are cut: neighbouring axes taken as one, then sliced along `axis`.
 
     XLA:CPU is slow to reduce several axes at once, and merging them after the fact is
     undone by its simplifier.
     """
 
     shape: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
-    axis: Axis
-    cut: int
+    groups: tuple[tuple[int, ...], ...]  # axes that are merged to one
+    reduced: Axis  # of the merged axes
+    axis: int  # of them, that which is cut
+    length: int
     number: int
 
     @property
-    def reduces_last_axis(self) -> bool:
-        """Whether slices run along the last axis.
+    def along_last_axis(self) -> bool:
+        return self.axis == len(self.groups) - 1
 
-        XLA:CPU fuses reductions over it with what surrounds them, up to three in a row.
-        """
-        return self.cut == len(self.groups) - 1
-
-    def reshape(self, operands: Operands) -> list[Any]:
+    def merge(self, operands: Operands) -> list[Any]:
         """Merge the axes of every operand."""
 
         def merge(v: jax.Array) -> jax.Array:
@@ -133,36 +199,47 @@ class _Merged(NamedTuple):
         return [None if v is None else merge(v) for v in operands]
 
     def slices(self, operands: Operands) -> list[list[Any]]:
-        """Return the operands of each slice."""
+        """Return the operands of each slice, then those of the rest."""
+        size = self.length // self.number
+        ends = [size * i for i in range(self.number + 1)] + [self.length]
 
-        def cut(v: Any, index: int) -> Any:
-            if v is None or v.shape[self.cut] == 1:
+        def cut(v: Any, start: int, end: int) -> Any:
+            if v is None or v.shape[self.axis] == 1:
                 return v
-            size = v.shape[self.cut] // self.number
-            return lax.slice_in_dim(v, index * size, (index + 1) * size, axis=self.cut)
+            return lax.slice_in_dim(v, start, end, axis=self.axis)
 
-        merged = self.reshape(operands)
-        return [[cut(v, index) for v in merged] for index in range(self.number)]
+        merged = self.merge(operands)
+        return [
+            [cut(v, start, end) for v in merged] for start, end in itertools.pairwise(ends)
+        ]
 
 
-def _merge(x: jax.Array, axis: Axis) -> _Merged | None:
-    """Return how to cut `x`, and what is combined with it, along `axis`.
+def _cut(operands: Operands, axis: Axis) -> _Cut | None:
+    """Return how to cut along `axis`; the first operand has the full shape.
 
-    None if no axis divides, or the arrays may be spread over devices.
+    None if that is short, or the arrays may be spread over devices.
     """
+    x = operands[0]
     groups: list[tuple[int, ...]] = []
     for a in range(x.ndim):
         if a in axis and a - 1 in axis:
             groups[-1] = (*groups[-1], a)
         else:
             groups.append((a,))
-    merged = tuple(i for i, group in enumerate(groups) if group[0] in axis)
     sizes = [math.prod(x.shape[a] for a in group) for group in groups]
-    ways = [(n, i) for n in SLICES for i in merged if sizes[i] and sizes[i] % n == 0]
-    if not ways or jnp.iscomplexobj(x) or not _on_one_device():
+    reduced = tuple(i for i, group in enumerate(groups) if group[0] in axis)
+    # Of several, the last axis is the last choice.
+    by_length = sorted(reduced, key=lambda i: (i < len(groups) - 1, sizes[i]))
+    if not x.size or jnp.iscomplexobj(x) or not by_length or not _on_one_device():
         return None
-    number, cut = ways[0]
-    return _Merged(x.shape, tuple(groups), merged, cut, number)
+    length = sizes[by_length[-1]]
+    half = any(v is not None and v.dtype.itemsize < 4 for v in operands)
+    number = min(length // ROWS, MOST_HALF if half else MOST)
+    if number < min(FEW):
+        number = min((n for n in FEW if n <= length), key=lambda n: length % n, default=0)
+    if not number:
+        return None
+    return _Cut(x.shape, tuple(groups), reduced, by_length[-1], length, number)
 
 
 def _on_one_device() -> bool:

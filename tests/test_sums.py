@@ -1,5 +1,8 @@
 """The packed sums do what the plain ones do, and only where they may."""
 
+import re
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +35,10 @@ SHAPES = [
     ((16, 5), (0,), True),
     ((2, 3, 4, 5), (0, 1, 2), True),  # merged: 24 rows
     ((3, 5, 7), (0, 1), True),  # 15 rows: five slices
-    ((11, 3), (0,), False),  # 11 rows do not divide
+    ((11, 3), (0,), True),  # five slices of two, and one row left
+    ((170, 3), (0,), True),  # five slices of 34
+    ((1100, 2), (0,), True),  # 32 slices of 34, or 14 of 78, and some left
+    ((3, 7), (0,), False),  # too few
     ((3, 4, 4, 2, 4), (1, 2, 4), True),  # groups of channels: merged and last
     ((16, 8), (1,), False),  # the last axis alone stays plain
 ]
@@ -42,7 +48,7 @@ SHAPES = [
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_sum_pair(shape, axis, packed, dtype):
     x = jnp.asarray(RNG.normal(3, 1, shape), dtype)
-    shift = jnp.mean(x, axis, jnp.float32, keepdims=True)
+    shift = 0.5 * jnp.mean(x, axis, jnp.float32, keepdims=True)
 
     def f(x, shift):
         return sums.sum_pair(terms, (x, shift), axis)
@@ -55,13 +61,13 @@ def test_sum_pair(shape, axis, packed, dtype):
 
 
 @pytest.mark.parametrize(("shape", "axis", "packed"), SHAPES)
-def test_the_transpose_of_scale_and_shift_is_a_pair_of_sums(shape, axis, packed):
+def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, packed):
     x, ct = RNG.normal(3, 1, (2, *shape)).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     p, q = RNG.normal(size=(2, *small)).astype(np.float32)
 
     def f(p, q):
-        return sums.scale_and_shift(jnp.sin, (x,), p, q)
+        return sums.combine(lambda x: (jnp.sin(x), None), (x,), p, q)
 
     np.testing.assert_allclose(jax.jit(f)(p, q), np.sin(x) * p + q, atol=1e-5)
     got = jax.jit(jax.linear_transpose(f, p, q))(ct)
@@ -113,8 +119,34 @@ def test_an_array_that_may_be_sharded_is_not_cut(monkeypatch):
     assert packs(local, x)
 
 
-def test_the_approximate_mean_is_near():
-    x = np.sort(RNG.normal(5, 1, (800, 3)).astype(np.float32), 0)
-    near = sums.approximate_mean(jnp.asarray(x), (0,))
-    assert np.all(np.abs(near - x.mean(0)) <= np.sqrt(7) * x.std(0))
-    np.testing.assert_allclose(near[0], x[:100].mean(0), rtol=1e-5)
+@pytest.mark.parametrize("rows", [100, 800, 20000])
+def test_the_approximate_mean_is_near(rows):
+    x = np.sort(RNG.normal(5, 1, (rows, 3)).astype(np.float32), 0)
+    near = jax.jit(lambda x: sums.approximate_mean(x, (0,)))(x)
+    assert np.all(np.abs(near - x.mean(0)) <= np.sqrt(31) * x.std(0))
+    size = max(33, rows // 128)
+    taken = np.concatenate([x[i * rows // 4 :][:size] for i in range(4)])
+    expected = x if rows == 100 else taken
+    np.testing.assert_allclose(near[0], expected.mean(0), rtol=1e-6)
+
+
+def test_what_is_held_is_as_it_was():
+    x = jnp.asarray([0.0, -0.0, 1e-45, -3.4e38, 0.1, jnp.nan], jnp.float32)
+    held = jax.jit(sums.hold)(x)
+    np.testing.assert_array_equal(np.signbit(held), np.signbit(x))
+    np.testing.assert_array_equal(held, x)
+    chex.assert_trees_all_equal(jax.jacfwd(sums.hold)(x[:5]), jnp.eye(5))
+    chex.assert_trees_all_equal(jax.jacrev(sums.hold)(x[:5]), jnp.eye(5))
+    chex.assert_trees_all_equal(jax.vmap(sums.hold)(x[:4].reshape(2, 2)).ravel(), x[:4])
+
+
+def test_what_is_held_is_computed_once():
+    """Its own kernel, and not a part of the loop over the large array."""
+
+    def f(x, small):
+        return x * sums.hold(small * 3 + 1)
+
+    text = jax.jit(f).lower(jnp.ones((64, 32)), jnp.ones((1, 32))).compile().as_text()
+    (loop,) = re.findall(r"ROOT .* = f32\[64,32\].* fusion\((.*?)\)", text)
+    assert len(loop.split(",")) == 2
+    assert re.search(r"= f32\[1,32\].* remainder\(", text)
