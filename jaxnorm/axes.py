@@ -7,7 +7,7 @@ the door trust their arguments.
 
 import math
 import operator
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -241,6 +241,40 @@ def expand_weights(
             f"{np.min(array)}; a weight of 0 leaves an element out."
         )
     return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype).reshape(shape)
+
+
+def check_activation(
+    activation: str | None, x: jax.Array, known: Collection[str], *, caller: str
+) -> str | None:
+    """Return the name of an activation that is known, and applies to `x`."""
+    if activation is not None and activation not in known:
+        raise ValueError(
+            f"{caller}: activation must be None or one of {', '.join(known)}. Received "
+            f"activation={activation!r}; apply any other to the output."
+        )
+    if activation is not None and jnp.iscomplexobj(x):
+        raise TypeError(
+            f"{caller}: activation={activation!r} needs real input. Received {x.dtype}."
+        )
+    return activation
+
+
+def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array | None:
+    """Return what is added to the output, if it has the shape of `x`."""
+    if add is None:
+        return None
+    array = jnp.asarray(add)
+    if array.shape != x.shape:
+        raise ValueError(
+            f"{caller}: add must have the shape of x. Received add with shape "
+            f"{array.shape} for x with shape {x.shape}; broadcast it first."
+        )
+    if jnp.iscomplexobj(array) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"{caller}: add must be real where x is. Received {array.dtype} for x of "
+            f"{x.dtype}."
+        )
+    return array
 
 
 def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnorm.axes import AxisName
 
@@ -72,6 +73,18 @@ def vary_like(
         if example is not None:  # a zero that varies as the example does
             stacked += lax.full_like(example, 0, stacked.dtype, (1,) * stacked.ndim)
     return stacked[0], stacked[1]
+
+
+def shard_like(x: jax.Array, axis: int, value: jax.Array) -> jax.Array:
+    """Spread `value` over devices as `x` is along `axis`.
+
+    On a mesh of Explicit axes, arrays that are combined must agree in that.
+    """
+    like, own = jax.typeof(x).sharding, jax.typeof(value).sharding
+    if not like.mesh.explicit_axes:
+        return value
+    spec = [like.spec[a] if a == axis else own.spec[a] for a in range(x.ndim)]
+    return jax.sharding.reshard(value, NamedSharding(like.mesh, PartitionSpec(*spec)))
 
 
 def _group_of_each_device(groups: Groups) -> jax.Array:

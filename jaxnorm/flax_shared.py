@@ -11,7 +11,6 @@ mean, as in Flax.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +20,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes
-from jaxnorm.normalization import Operands, normalize_by_moments
+from jaxnorm.normalization import Operands, Output, normalize_by_moments
 from jaxnorm.norms.batch import batch_norm
-from jaxnorm.norms.per_example import split_channels
 from jaxnorm.running import NormStats, init_stats
 from jaxnorm.shifted import Reduction
 from jaxnorm.weight_norms import SpectralStats, spectral_norm, weight_norm
@@ -37,13 +35,13 @@ class Plan(NamedTuple):
     Attributes:
       features: axes that scale and bias belong to.
       reduced: axes that are normalized together.
-      groups: pieces that the feature axis, then a single one, is cut into.
+      groups: pieces that the feature axis, then a single one, is cut into, if any.
       centered: whether the mean is subtracted.
     """
 
     features: tuple[int, ...]
     reduced: tuple[int, ...]
-    groups: int = 1
+    groups: int | None = None
     centered: bool = True
 
 
@@ -204,19 +202,17 @@ def normalize(
     operands = Operands(
         x, axes.expand_weights(mask, x, caller=label), scale, bias, eps=None
     )
-    reduced = plan.reduced
-    if plan.groups > 1:
-        (channel,) = plan.features
-        split = partial(split_channels, channel=channel, groups=plan.groups)
-        operands = jax.tree.map(split, operands)
-        reduced = tuple(axis + (axis >= channel) for axis in reduced)
-    if reduced:
-        axes.check_reduced(operands.x, reduced, name, caller=label)
+    if plan.reduced:
+        axes.check_reduced(x, plan.reduced, name, caller=label)
     operands = operands._replace(eps=axes.check_eps(module.epsilon, caller=label))
     groups = axes.check_axis_name(name, groups, caller=label)
     dtype = axes.check_dtype(dtype, x, caller=label)
-    over = Reduction(reduced, name, groups, plan.centered)
-    return normalize_by_moments(operands, over, dtype)[0].reshape(x.shape)
+    over = Reduction(plan.reduced, name, groups, plan.centered)
+    if plan.groups is not None:
+        (channel,) = plan.features
+        spatial = tuple(axis for axis in plan.reduced if axis != channel)
+        over = over._replace(axis=spatial, channel_groups=(channel, plan.groups))
+    return normalize_by_moments(operands, over, Output(dtype, apart=False))[0]
 
 
 def decay_of(module: Any) -> Any:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, devices, sums
+from jaxnorm import axes, sums
 from jaxnorm.axes import Axes
 from jaxnorm.shifted import (
     Reduction,
@@ -32,7 +32,10 @@ from jaxnorm.shifted import (
     measure,
     moment_tangents,
     reciprocal,
+    spread,
 )
+
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
 class Operands(NamedTuple):
@@ -43,6 +46,19 @@ class Operands(NamedTuple):
     scale: jax.Array | None
     bias: jax.Array | None
     eps: Any
+    add: jax.Array | None = None
+
+
+class Output(NamedTuple):
+    """What becomes of the normalized values. Hashable.
+
+    `apart=False` says that the moments are not used (see `measure`), which matters in
+    the forward pass alone.
+    """
+
+    dtype: Any
+    activation: str | None = None
+    apart: bool = True
 
 
 def normalize(
@@ -102,70 +118,76 @@ def normalize(
     expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
     scale, bias = expand(scale, name="scale"), expand(bias, name="bias")
     statistics = expand(mean, name="mean"), expand(var, name="var")
-    return normalize_by_statistics(x, *statistics, scale, bias, eps, dtype)
+    operands = Operands(x, None, scale, bias, eps)
+    return normalize_by_statistics(operands, *statistics, Output(dtype))
 
 
-@partial(jax.checkpoint, static_argnums=(6,), prevent_cse=False)
+@partial(jax.checkpoint, static_argnums=(3,), prevent_cse=False)
 def normalize_by_statistics(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    eps: ArrayLike,
-    dtype: Any,
+    operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
     """Normalize by constants that already have the rank of `x`."""
+    x, _, scale, bias, eps, add = operands
     d = x.astype(axes.statistics_dtype(x.dtype)) - mean
-    return _affine(d, lax.rsqrt(var + eps), scale, bias).astype(dtype)
+    y = _plus(_affine(d, lax.rsqrt(var + eps), scale, bias), add)
+    return activate(y, output.activation).astype(output.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def normalize_by_moments(
-    operands: Operands, over: Reduction, dtype: Any, differentiated: bool = False
+    operands: Operands, over: Reduction, output: Output
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Normalize `x` by its own moments. Returns the output and the moments.
 
     An empty set (all weights 0) gives 0, and so zero gradients.
     """
-    x, weights, scale, bias, eps = operands
-    moments = measure(x, weights, over, apart=differentiated)
+    x, weights, scale, bias, eps, add = operands
+    pooled = measure(x, weights, over, apart=output.apart)
+    moments = spread(pooled, over, x)
     d, _ = deviations(x, moments.shift, weights)
     inverse = lax.rsqrt(moments.var + eps)
     if x.ndim - 1 not in over.axis and _constant_over(over.axis, scale, bias):
-        y = _scale_and_shift(d, moments.mean, inverse, scale, bias)
+        gain, offset = _line(moments, inverse, scale, bias)
+        y = d * gain + offset
     else:
         y = _affine(d - moments.mean, inverse, scale, bias)
     if weights is not None:
         y = jnp.where(moments.count > 0, y, 0)
-    return y.astype(dtype), moments
+    return activate(_plus(y, add), output.activation).astype(output.dtype), pooled
 
 
 @partial(normalize_by_moments.defjvp, symbolic_zeros=True)
 def _normalize_by_moments_jvp(
     over: Reduction,
-    dtype: Any,
-    _: bool,
+    output: Output,
     primals: tuple[Operands],
     tangents: tuple[Operands],
 ) -> Any:
-    y, moments = normalize_by_moments(*primals, over, dtype, True)
-    differentiate = jax.checkpoint(partial(_differentiate, over), prevent_cse=False)
+    y, moments = normalize_by_moments(*primals, over, output._replace(apart=True))
+    differentiate = jax.checkpoint(
+        partial(_differentiate, over, output.activation), prevent_cse=False
+    )
     t_y, t_moments = differentiate(*primals, moments, *sums.nonzero(tangents))
-    return (y, moments), (t_y.astype(dtype), t_moments)
+    return (y, moments), (t_y.astype(output.dtype), t_moments)
 
 
 def _differentiate(
-    over: Reduction, operands: Operands, moments: ShiftedMoments, tangents: Operands
+    over: Reduction,
+    activation: str | None,
+    operands: Operands,
+    pooled: ShiftedMoments,
+    tangents: Operands,
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Return the tangents of the output and of the moments. A tangent of None is 0."""
-    x, weights, scale, bias, eps = operands
+    x, weights, scale, bias, eps, add = operands
+    moments = spread(pooled, over, x)
     d, used = deviations(x, moments.shift, weights)
     t_x = tangents.x
     if t_x is not None:
         t_x = t_x.astype(d.dtype)
         t_x = t_x if used is None else jnp.where(used, t_x, 0)
-    t_moments = moment_tangents(d, weights, t_x, tangents.weights, moments, over)
+    t_pooled = moment_tangents(d, weights, t_x, tangents.weights, pooled, over)
+    t_moments = spread(t_pooled, over, x)
 
     inverse = lax.rsqrt(moments.var + eps)
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
@@ -176,55 +198,95 @@ def _differentiate(
     t_scale, t_bias = _or(tangents.scale, zero), _or(tangents.bias, zero)
     folded = _constant_over(over.axis, scale, bias)
     if folded:
-        gain = _or(scale, zero + 1)
-        a, p, q = a * gain, p * gain + inverse * t_scale, q * gain + t_bias
-    gain = None if folded else scale
+        a, p, q = (_times(value, scale) for value in (a, p, q))
+        p, q = p + inverse * t_scale, q + t_bias
     q = q - p * moments.mean
-    large = (x, moments.shift, weights)
-    t_y = sums.combine(_deviations, (*large, gain), p, q)
-    t_y = t_y if t_x is None else sums.hold(a) * _times(t_x, gain) + t_y
+
+    # All of it times the slope of the activation, which is computed anew where it is
+    # used: nothing but `x`, and `add`, has to be kept.
+    line: tuple[jax.Array | None, ...] = (None, None)
+    if activation is not None:
+        line = _line(moments, inverse, scale, bias)
+    where, gain = (x, moments.shift, weights), None if folded else scale
+    slope = partial(_slope, activation)
+    t_y = sums.combine(partial(_tilt, slope), (*where, add, *line, gain), p, q)
+    steep = slope(d, add, *line)
+    if t_x is not None:
+        t_y += sums.hold(a) * _times(_times(t_x, gain), steep)
     if not folded:
-        large = (*large, moments.mean, inverse)
-        t_y += sums.combine(_normal, large, t_scale, t_bias)
+        standard = (*where, add, *line, moments.mean, inverse)
+        t_y += sums.combine(partial(_stretch, slope), standard, t_scale, t_bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
-    return t_y, t_moments
+    return _plus(t_y, _times(tangents.add, steep)), t_pooled
 
 
-def _deviations(
-    x: jax.Array,
-    shift: jax.Array,
-    weights: jax.Array | None,
+def activate(y: jax.Array, activation: str | None) -> jax.Array:
+    """Apply an activation by its name."""
+    return y if activation is None else ACTIVATIONS[activation](y)
+
+
+def _slope(
+    activation: str | None,
+    d: jax.Array,
+    add: jax.Array | None,
     gain: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None]:
-    return _times(deviations(x, shift, weights)[0], gain), gain
+    offset: jax.Array | None,
+) -> jax.Array | None:
+    """Return the derivative of the activation at d * gain + offset + add."""
+    if activation is None or gain is None or offset is None:
+        return None
+    y = _plus(d * gain + offset, add)
+    return jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 
-def _normal(
+def _tilt(
+    slope: Any,
     x: jax.Array,
     shift: jax.Array,
     weights: jax.Array | None,
+    add: jax.Array | None,
+    gain: jax.Array | None,
+    offset: jax.Array | None,
+    factor: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    d, _ = deviations(x, shift, weights)
+    steep = slope(d, add, gain, offset)
+    factor = steep if factor is None else _times(factor, steep)
+    return _times(d, factor), factor
+
+
+def _stretch(
+    slope: Any,
+    x: jax.Array,
+    shift: jax.Array,
+    weights: jax.Array | None,
+    add: jax.Array | None,
+    gain: jax.Array | None,
+    offset: jax.Array | None,
     mean: jax.Array,
     inverse: jax.Array,
-) -> tuple[jax.Array, None]:
+) -> tuple[jax.Array, jax.Array | None]:
     d, _ = deviations(x, shift, weights)
-    return (d - mean) * inverse, None
+    steep = slope(d, add, gain, offset)
+    return _times((d - mean) * inverse, steep), steep
 
 
-def _scale_and_shift(
-    d: jax.Array,
-    mean: jax.Array,
+def _line(
+    moments: ShiftedMoments,
     inverse: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
-) -> jax.Array:
-    """Return (d - mean) * inverse * scale + bias as d * gain + offset.
+) -> tuple[jax.Array, ...]:
+    """Return the factor and the offset of (d - mean) * inverse * scale + bias.
 
-    That of d loses no digits: its mean is at most a few standard deviations.
+    That of d loses no digits: its mean is at most a few standard deviations. Both are 0
+    for an empty set.
     """
-    gain = sums.hold(_times(inverse, scale))
-    offset = -mean * gain if bias is None else bias - mean * gain
-    return d * gain + sums.hold(offset)
+    gain = _times(inverse, scale)
+    offset = -moments.mean * gain if bias is None else bias - moments.mean * gain
+    some = moments.count > 0
+    return tuple(sums.hold(jnp.where(some, v, 0)) for v in (gain, offset))
 
 
 def _affine(
@@ -241,7 +303,9 @@ def _affine(
     if scale is None:
         y = centered * inverse
     elif all(m in (1, n) for m, n in zip(scale.shape, inverse.shape, strict=True)):
-        y = centered * (inverse * scale)
+        y = centered * sums.hold(inverse * scale)
+    elif bias is None:  # the order of factors in which XLA:CPU is fastest
+        y = centered * scale * inverse
     else:
         y = centered * inverse * scale
     return y if bias is None else y + bias
@@ -256,5 +320,9 @@ def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
     return default if value is None else value
 
 
-def _times(value: jax.Array, factor: jax.Array | None) -> jax.Array:
-    return value if factor is None else value * factor
+def _times(value: Any, factor: jax.Array | None) -> Any:
+    return value if value is None or factor is None else value * factor
+
+
+def _plus(value: jax.Array, add: jax.Array | None) -> jax.Array:
+    return value if add is None else value + add.astype(value.dtype)

@@ -12,7 +12,8 @@ Numerics, in one place:
   list in the same order, so all of them hold the same bits.
 """
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from jax import lax
 
 from jaxnorm import axes, devices, sums
 from jaxnorm.axes import AxisName
+
+Tree = TypeVar("Tree")
 
 
 class ShiftedMoments(NamedTuple):
@@ -37,8 +40,10 @@ class ShiftedMoments(NamedTuple):
 
 
 class Reduction(NamedTuple):
-    """What is reduced: axes of the array, then a device axis. Hashable.
+    """What is reduced: axes of the array, groups of channels, a device axis. Hashable.
 
+    `channel_groups` is (axis, G): along that axis, which is not among `axis`, the
+    moments of C / G neighbouring channels are pooled, and G are left.
     `centered=False` takes moments about zero (root mean square) instead of the mean.
     """
 
@@ -46,6 +51,14 @@ class Reduction(NamedTuple):
     axis_name: AxisName | None = None
     axis_index_groups: tuple[tuple[int, ...], ...] | None = None
     centered: bool = True
+    channel_groups: tuple[int, int] | None = None
+
+    @property
+    def all_axes(self) -> tuple[int, ...]:
+        """The axes of the array whose elements are normalized together."""
+        if self.channel_groups is None:
+            return self.axis
+        return tuple(sorted((*self.axis, self.channel_groups[0])))
 
 
 def reciprocal(count: jax.Array) -> jax.Array:
@@ -86,12 +99,13 @@ def measure(
     weights: jax.Array | None,
     over: Reduction,
     *,
-    apart: bool = False,
+    apart: bool = True,
 ) -> ShiftedMoments:
     """Compute and pool moments; without a derivative rule of its own.
 
-    `apart` says that more than one result depends on them, as in differentiation: they
-    are then better computed apart from what uses them.
+    `apart=False` says that nothing but one normalized array depends on them. They are
+    then computed together with it where that is faster, and in bfloat16 the rounding of
+    the mean, below a thousandth of what the input is rounded by, is not looked at.
     """
 
     def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
@@ -99,15 +113,38 @@ def measure(
         return _weigh(d, weights), _weigh(square(d), weights)
 
     count = _count(x, weights, over.axis)
-    shift = _shift(x, weights, count, over)
+    shift, is_mean = _shift(x, weights, count, over, apart)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = _settle(shift)
     shift = sums.hold(shift)
     operands = x, shift, weights
     first, second = sums.sum_pair(terms, operands, over.axis, pack_last_axis=apart)
-    mean = first * reciprocal(count) if over.centered else jnp.zeros_like(shift)
+    mean = first * reciprocal(count)
+    if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
+        mean = jnp.zeros_like(shift)
     m2 = jnp.maximum(second - count * square(mean), 0)
-    return pool(ShiftedMoments(count, shift, mean, m2), over)
+    moments = ShiftedMoments(count, shift, mean, m2)
+    if over.channel_groups is not None:
+        channel, _ = over.channel_groups
+        moments = merge(_by_group(moments, over.channel_groups), channel + 1)
+    return pool(moments, over)
+
+
+def spread(pooled: ShiftedMoments, over: Reduction, x: jax.Array) -> ShiftedMoments:
+    """Give every channel of `x` the values of its group."""
+    if over.channel_groups is None:
+        return pooled
+    axis, groups = over.channel_groups
+
+    def repeat(v: jax.Array) -> jax.Array:
+        before, after = v.shape[:axis], v.shape[axis + 1 :]
+        each = jnp.expand_dims(v, axis + 1)
+        each = jnp.broadcast_to(
+            each, (*before, groups, x.shape[axis] // groups, *after)
+        )
+        return devices.shard_like(x, axis, each.reshape(*before, -1, *after))
+
+    return jax.tree.map(repeat, pooled)
 
 
 def moment_tangents(
@@ -115,7 +152,7 @@ def moment_tangents(
     weights: jax.Array | None,
     t_x: jax.Array | None,
     t_weights: jax.Array | None,
-    moments: ShiftedMoments,
+    pooled: ShiftedMoments,
     over: Reduction,
 ) -> ShiftedMoments:
     r"""Differentiate the moments, given deviations `d` from the shift.
@@ -127,6 +164,7 @@ def moment_tangents(
     Linear in the tangents, with one collective; so its transpose has one as well. A
     tangent of None is zero.
     """
+    moments = spread(pooled, over, d)
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
     if t_x is not None:
         t_m2 += 2 * sums.hold(_weighted_sum(inner(d, t_x), weights, over.axis))
@@ -142,12 +180,15 @@ def moment_tangents(
         local["mean"] = t_sum
     if t_weights is not None:
         local["count"] = _count(d, t_weights, over.axis)
+    if over.channel_groups is not None:
+        channel, _ = over.channel_groups
+        split = _by_group(local, over.channel_groups)
+        local = jax.tree.map(lambda v: jnp.sum(v, channel + 1), split)
     total = devices.sum_over_devices(local, over.axis_name, over.axis_index_groups)
-    t_shift = jnp.zeros_like(moments.shift)
     return ShiftedMoments(
-        total.get("count", jnp.zeros_like(moments.count)),
-        t_shift,
-        total.get("mean", t_shift) * reciprocal(moments.count),
+        total.get("count", jnp.zeros_like(pooled.count)),
+        jnp.zeros_like(pooled.shift),
+        total.get("mean", jnp.zeros_like(pooled.mean)) * reciprocal(pooled.count),
         total["m2"],
     )
 
@@ -164,15 +205,22 @@ def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> ja
 
 
 def _shift(
-    x: jax.Array, weights: jax.Array | None, count: jax.Array, over: Reduction
-) -> jax.Array:
-    """Return a value near the mean, of elements of non-zero weight."""
+    x: jax.Array,
+    weights: jax.Array | None,
+    count: jax.Array,
+    over: Reduction,
+    apart: bool,
+) -> tuple[jax.Array, bool]:
+    """Return a value near the mean, of elements of non-zero weight; if it is the mean.
+
+    Moments that are not centered are about 0.
+    """
     wide = x.astype(axes.statistics_dtype(x.dtype))
     if not over.centered:
-        return jnp.zeros_like(_sum(wide, over.axis))
+        return jnp.zeros_like(_sum(wide, over.axis)), True
     if weights is not None:
-        return _weighted_sum(wide, weights, over.axis) * reciprocal(count)
-    return sums.approximate_mean(x, over.axis)
+        return _weighted_sum(wide, weights, over.axis) * reciprocal(count), True
+    return sums.approximate_mean(x, over.axis, pack_last_axis=apart)
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
@@ -206,22 +254,24 @@ def _settle(shift: jax.Array) -> jax.Array:
     return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
 
 
-def merge(parts: ShiftedMoments) -> ShiftedMoments:
-    """Merge along the leading axis of every leaf. Parts of count 0 are left out."""
+def merge(parts: ShiftedMoments, axis: int = 0) -> ShiftedMoments:
+    """Merge along an axis of every leaf. Parts of count 0 are left out."""
+    add = partial(jnp.sum, axis=axis, keepdims=True)
     counts = parts.count
     present = counts > 0
-    total = jnp.sum(counts, 0)
+    total = add(counts)
     share = counts * reciprocal(total)
-    # The shift of the largest part lies near the mean of all; relative to it, all digits
-    # of the differences survive. Choosing rounds nothing.
-    rows = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
-    largest = present & (rows == jnp.argmax(counts, 0))
-    shift = jnp.sum(jnp.where(largest, parts.shift, 0), 0)
+    # The shift of the largest part lies near the mean of all; relative to it, all
+    # digits of the differences survive. Choosing rounds nothing.
+    places = lax.broadcasted_iota(jnp.int32, counts.shape, axis)
+    largest = present & (places == jnp.argmax(counts, axis, keepdims=True))
+    shift = add(jnp.where(largest, parts.shift, 0))
     offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
-    mean = jnp.sum(offset * share, 0)
-    between = jnp.sum(counts * square(offset - mean), 0)
-    m2 = jnp.sum(jnp.where(present, parts.m2, 0), 0) + between
-    return ShiftedMoments(total, shift, mean, m2)
+    mean = add(offset * share)
+    between = add(counts * square(offset - mean))
+    m2 = add(jnp.where(present, parts.m2, 0)) + between
+    merged = ShiftedMoments(total, shift, mean, m2)
+    return jax.tree.map(lambda v: jnp.squeeze(v, axis), merged)
 
 
 def pool(moments: ShiftedMoments, over: Reduction) -> ShiftedMoments:
@@ -234,3 +284,17 @@ def pool(moments: ShiftedMoments, over: Reduction) -> ShiftedMoments:
         mine = mine.reshape((-1,) + (1,) * (parts.count.ndim - 1))
         parts = parts._replace(count=jnp.where(mine, parts.count, 0))
     return merge(parts)
+
+
+def _by_group(tree: Tree, channel_groups: tuple[int, int]) -> Tree:
+    """Split the channel axis of every leaf in (groups, channels of a group)."""
+    axis, groups = channel_groups
+    leaves = jax.tree.leaves(tree)
+    channels = max(leaf.shape[axis] for leaf in leaves)
+
+    def split(v: jax.Array) -> jax.Array:
+        before, after = v.shape[:axis], v.shape[axis + 1 :]
+        v = jnp.broadcast_to(v, (*before, channels, *after))
+        return v.reshape(*before, groups, channels // groups, *after)
+
+    return jax.tree.map(split, tree)

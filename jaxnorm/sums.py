@@ -17,7 +17,6 @@ lies in memory, and not from what would have to be written there first.
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +29,9 @@ from jaxnorm import axes, devices
 # The number of slices: as many as leave ROWS rows to add up (XLA:CPU vectorizes that
 # sum from 33 rows on), but at most MOST, or MOST_HALF of a half-precision array: XLA
 # writes an array to memory in float32 if one loop would convert it in more places.
-ROWS, MOST, MOST_HALF = 33, 32, 14
-# Numbers of slices for arrays too short for that, the best first.
+ROWS, MOST, MOST_HALF = 33, 16, 14
+# Numbers of slices for arrays too short for that, the best first. (In float32 the very
+# short ones are cut in single rows, and nothing is left to add up.)
 FEW = (8, 7, 6, 5, 4)
 
 Axis = tuple[int, ...]
@@ -63,11 +63,13 @@ def sum_pair(
 
     def packed(*operands: Any) -> Pair:
         *parts, rest = cut.slices(operands)
-        total = jnp.sum(sum(lax.complex(*f(*part)) for part in parts), cut.reduced)
-        if cut.length % cut.number:
-            total += jnp.sum(lax.complex(*f(*rest)), cut.reduced)
-        total = jnp.expand_dims(total, axis)
-        return total.real, total.imag
+        total = jnp.sum(sum(lax.complex(*f(*part)) for part in parts), cut.start)
+        if cut.has_rest:
+            total += jnp.sum(lax.complex(*f(*rest)), cut.start)
+        total = jnp.expand_dims(total, cut.group)
+        others = cut.others(axis)
+        a, b = total.real, total.imag
+        return jnp.sum(a, others, keepdims=True), jnp.sum(b, others, keepdims=True)
 
     return lax.platform_dependent(*operands, cpu=packed, default=plain)
 
@@ -95,7 +97,13 @@ def combine(
         return plain(p, q, *operands)
 
     def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
-        (pair,) = cut.merge((lax.complex(p, q),))
+        # What is transposed to a sum over the other axes stays apart, and real.
+        shape = [
+            cut.shape[a] if a in cut.others(constant) else n
+            for a, n in enumerate(p.shape)
+        ]
+        pair = lax.complex(jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape))
+        (pair,) = cut.merge((pair,))
         *parts, rest = cut.slices(operands)
 
         def slices(*parts: Any) -> list[jax.Array]:
@@ -103,8 +111,8 @@ def combine(
             small = jnp.broadcast_to(pair, parts[0][0].shape)
             return [plain(small.real, small.imag, *part) for part in parts]
 
-        every = slices(*parts) + (slices(rest) if cut.length % cut.number else [])
-        return lax.concatenate(every, cut.axis).reshape(operands[0].shape)
+        every = slices(*parts) + (slices(rest) if cut.has_rest else [])
+        return lax.concatenate(every, cut.start).reshape(cut.shape)
 
     return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
 
@@ -121,8 +129,10 @@ def nonzero(tangents: Any) -> Any:
     return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 
 
-def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
-    """Return the mean over `axis`, kept with size 1, or that over a part of it.
+def approximate_mean(
+    x: jax.Array, axis: Axis, *, pack_last_axis: bool = False
+) -> tuple[jax.Array, bool]:
+    """Return the mean over `axis`, kept with size 1, or over a part; whether over all.
 
     Of many rows it takes at least 1/32, in four places. Their mean lies within sqrt(31)
     standard deviations of that of all, whatever the values are: near enough to be the
@@ -130,71 +140,82 @@ def approximate_mean(x: jax.Array, axis: Axis) -> jax.Array:
     """
     dtype = axes.statistics_dtype(x.dtype)
     cut = _cut((x,), axis)
-    if cut is None or cut.along_last_axis or cut.length < 4 * ROWS:
-        return jnp.mean(x, axis, dtype, keepdims=True)
+    along_last = cut is not None and cut.along_last_axis
+    least = 8 if along_last else ROWS
+    # In half precision a plain sum writes all of x to memory in float32 first.
+    many = least * (4 if x.dtype.itemsize < 4 else 16)
+    if cut is None or cut.length < many or (along_last and not pack_last_axis):
+        return jnp.mean(x, axis, dtype, keepdims=True), True
     (merged,) = cut.merge((x,))
-    size, step = max(ROWS, cut.length // 128), cut.length // 4
+    size, step = max(least, cut.length // 128), cut.length // 4
 
     def part(index: int) -> jax.Array:
         start = index * step
-        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.axis)
+        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.start)
         return rows.astype(dtype)
 
     pairs = lax.complex(part(0), part(1)) + lax.complex(part(2), part(3))
-    total = jnp.expand_dims(jnp.sum(pairs, cut.reduced), axis)
-    count = 4 * size * math.prod(merged.shape[a] for a in cut.reduced) / cut.length
-    return (total.real + total.imag) / count
+    total = jnp.expand_dims(jnp.sum(pairs, cut.start), cut.group)
+    mean = (total.real + total.imag) / (4 * size)
+    return jnp.mean(mean, cut.others(axis), keepdims=True), False
 
 
 def hold(x: jax.Array) -> jax.Array:
     """Return a finite `x` of the size of the features, computed once.
 
     XLA:CPU computes a small value anew for each element of a large array it is combined
-    with, but never an expensive one; the remainder by infinity is one, and changes
-    nothing. (What has size 1 along the last axis is computed once per row anyway.)
+    with, but never a quotient. This one is `x` exactly, which XLA may not assume.
+    (What has size 1 along the last axis is computed once per row anyway.)
     """
     if x.shape[-1] == 1 or jnp.iscomplexobj(x):
         return x
 
-    def once(x: jax.Array) -> jax.Array:
-        return lax.rem(x, jnp.full_like(x, jnp.inf))
-
     def solve(_: Any, x: jax.Array) -> jax.Array:
-        return lax.platform_dependent(x, cpu=once, default=lambda x: x)
+        return lax.platform_dependent(
+            x, cpu=lambda x: x / (1 + 0 * x), default=lambda x: x
+        )
 
     return lax.custom_linear_solve(lambda x: x, x, solve, symmetric=True)
 
 
 class _Cut(NamedTuple):
-    """How operands are cut: neighbouring axes taken as one, then sliced along `axis`.
+    """How operands of a `shape` are cut: along neighbouring axes, merged to one.
 
-    XLA:CPU is slow to reduce several axes at once, and merging them after the fact is
-    undone by its simplifier.
+    XLA:CPU is slow to reduce complex numbers over several axes at once, and merging
+    them after the fact is undone by its simplifier. Axes outside of the group are
+    reduced on their own, afterwards.
     """
 
     shape: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]  # axes that are merged to one
-    reduced: Axis  # of the merged axes
-    axis: int  # of them, that which is cut
-    length: int
+    group: Axis
     number: int
 
     @property
+    def start(self) -> int:
+        return self.group[0]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape[a] for a in self.group)
+
+    @property
+    def has_rest(self) -> bool:
+        return self.length % self.number > 0
+
+    @property
     def along_last_axis(self) -> bool:
-        return self.axis == len(self.groups) - 1
+        return self.group[-1] == len(self.shape) - 1
+
+    def others(self, axis: Axis) -> Axis:
+        return tuple(a for a in axis if a not in self.group)
 
     def merge(self, operands: Operands) -> list[Any]:
-        """Merge the axes of every operand."""
+        """Merge the axes of the group in every operand."""
 
         def merge(v: jax.Array) -> jax.Array:
-            # What varies along some axes of a group is repeated along the others.
-            shape = [
-                self.shape[a] if any(v.shape[b] > 1 for b in group) else 1
-                for group in self.groups
-                for a in group
-            ]
-            merged = [math.prod(shape[a] for a in group) for group in self.groups]
-            return jnp.broadcast_to(v, shape).reshape(merged)
+            length = math.prod(v.shape[a] for a in self.group)
+            before, after = v.shape[: self.start], v.shape[self.group[-1] + 1 :]
+            return v.reshape(*before, length, *after)
 
         return [None if v is None else merge(v) for v in operands]
 
@@ -204,13 +225,14 @@ class _Cut(NamedTuple):
         ends = [size * i for i in range(self.number + 1)] + [self.length]
 
         def cut(v: Any, start: int, end: int) -> Any:
-            if v is None or v.shape[self.axis] == 1:
+            if v is None or v.shape[self.start] == 1:
                 return v
-            return lax.slice_in_dim(v, start, end, axis=self.axis)
+            return lax.slice_in_dim(v, start, end, axis=self.start)
 
         merged = self.merge(operands)
         return [
-            [cut(v, start, end) for v in merged] for start, end in itertools.pairwise(ends)
+            [cut(v, start, end) for v in merged]
+            for start, end in itertools.pairwise(ends)
         ]
 
 
@@ -220,26 +242,38 @@ def _cut(operands: Operands, axis: Axis) -> _Cut | None:
     None if that is short, or the arrays may be spread over devices.
     """
     x = operands[0]
-    groups: list[tuple[int, ...]] = []
-    for a in range(x.ndim):
-        if a in axis and a - 1 in axis:
+    if not x.size or jnp.iscomplexobj(x) or not axis or not _on_one_device():
+        return None
+    present = [v for v in operands if v is not None]
+    groups = _groups([v.shape for v in present], axis)
+    lengths = [math.prod(x.shape[a] for a in group) for group in groups]
+    # Of several groups the longest, and the last axis only where there is no other.
+    inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
+    chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
+    half = any(v.dtype.itemsize < 4 for v in present)
+    length = lengths[chosen]
+    number = min(length // ROWS, MOST_HALF if half else MOST)
+    if number >= 4:
+        near = range(number, 3 * number // 4, -1)  # better a few less than a rest
+        number = next((n for n in near if length % n == 0), number)
+    elif half or not min(FEW) <= length < 2 * ROWS:
+        few = (n for n in FEW if n <= length)
+        number = min(few, key=lambda n: length % n, default=0)
+    else:
+        number = length
+    return _Cut(x.shape, groups[chosen], number) if number else None
+
+
+def _groups(shapes: list[tuple[int, ...]], axis: Axis) -> list[Axis]:
+    """Group neighbouring axes along which the same arrays vary: they can be merged."""
+    groups: list[Axis] = []
+    for a in axis:
+        alike = all((s[a] > 1) == (s[a - 1] > 1) for s in shapes) if a else False
+        if groups and groups[-1][-1] == a - 1 and alike:
             groups[-1] = (*groups[-1], a)
         else:
             groups.append((a,))
-    sizes = [math.prod(x.shape[a] for a in group) for group in groups]
-    reduced = tuple(i for i, group in enumerate(groups) if group[0] in axis)
-    # Of several, the last axis is the last choice.
-    by_length = sorted(reduced, key=lambda i: (i < len(groups) - 1, sizes[i]))
-    if not x.size or jnp.iscomplexobj(x) or not by_length or not _on_one_device():
-        return None
-    length = sizes[by_length[-1]]
-    half = any(v is not None and v.dtype.itemsize < 4 for v in operands)
-    number = min(length // ROWS, MOST_HALF if half else MOST)
-    if number < min(FEW):
-        number = min((n for n in FEW if n <= length), key=lambda n: length % n, default=0)
-    if not number:
-        return None
-    return _Cut(x.shape, tuple(groups), reduced, by_length[-1], length, number)
+    return groups
 
 
 def _on_one_device() -> bool:

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes
-from jaxnorm.normalization import Operands, normalize_by_moments
+from jaxnorm.normalization import Operands, Output, normalize_by_moments
 from jaxnorm.shifted import Reduction, square
 
 
@@ -131,7 +131,9 @@ def weight_standardization(
     axes.check_reduced(kernel, reduced, None, caller=caller)
     scale = axes.expand_parameter(scale, kernel, features, caller=caller, name="scale")
     operands = Operands(kernel, None, scale, None, eps)
-    return normalize_by_moments(operands, Reduction(reduced), dtype)[0]
+    return normalize_by_moments(
+        operands, Reduction(reduced), Output(dtype, apart=False)
+    )[0]
 
 
 def init_spectral_stats(

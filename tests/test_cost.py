@@ -10,6 +10,7 @@ from jaxnorm import sums
 # Large enough that what has the size of the features, or of the rows, is a trifle.
 SHAPES = {
     "batch_norm": (4096, 512),
+    "batch_norm_relu": (4096, 512),
     "sync_batch_norm": (32, 14, 14, 256),
     "layer_norm": (512, 768),
     "rms_norm": (512, 768),
@@ -30,6 +31,11 @@ def costs(op, dtype="float32", mode="vjp", provider="jaxnorm"):
 )
 def test_backward_pass_keeps_the_input_and_nothing_else_of_its_size(op, dtype):
     assert costs(op, dtype).residual_per_input <= 1.05
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_relu_keeps_nothing_more(dtype):
+    assert costs("batch_norm_relu", dtype).residual_per_input <= 1.05
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

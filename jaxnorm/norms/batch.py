@@ -1,5 +1,6 @@
 """Batch normalization: statistics over the batch, kept as running averages."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ from jaxnorm import axes
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.moments import collapse
 from jaxnorm.normalization import (
+    ACTIVATIONS,
     Operands,
+    Output,
     normalize_by_moments,
     normalize_by_statistics,
 )
@@ -32,16 +35,19 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: AxisGroups | None = None,
     ddof: int = 0,
+    activation: str | None = None,
+    add: ArrayLike | None = None,
     dtype: Any = None,
 ) -> tuple[jax.Array, NormStats]:
     r"""Normalize every feature by its statistics over the batch.
 
     .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+      y = f(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta + z)
 
-    In training, mean and (biased) variance are those of the batch, over all axes but
-    `feature_axis` and over all devices along `axis_name`; the running statistics move
-    towards them. In evaluation they are the running statistics.
+    with f and z the identity and 0 where `activation` and `add` are None. In training,
+    mean and (biased) variance are those of the batch, over all axes but `feature_axis`
+    and over all devices along `axis_name`; the running statistics move towards them. In
+    evaluation they are the running statistics.
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -64,6 +70,11 @@ def batch_norm(
         collective. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
+      activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
+        output. Given here, the backward pass keeps nothing for it: it computes the
+        output anew from `x`.
+      add: z, an array of the shape of `x` that is added before the activation; the
+        other branch of a residual block.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
@@ -74,7 +85,7 @@ def batch_norm(
     Raises:
       TypeError: if `x` is neither floating-point nor complex, or `training` no bool.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `decay` is outside [0, 1], or `eps` is not positive.
+        `decay` is outside [0, 1], `eps` is not positive, or `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -103,24 +114,24 @@ def batch_norm(
     scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = axes.expand_weights(weights, x, caller=caller)
+    activation = axes.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    add = axes.check_add(add, x, caller=caller)
+    operands = Operands(x, weights, scale, bias, eps, add)
+    output = Output(dtype, activation)
     reduced = axes.complement(features, x.ndim)
     over = Reduction(reduced, axis_name, groups)
 
-    def train(x: jax.Array, stats: NormStats) -> tuple[jax.Array, NormStats]:
-        axes.check_reduced(x, reduced, axis_name, caller=caller)
-        y, moments = normalize_by_moments(
-            Operands(x, weights, scale, bias, eps), over, dtype
-        )
+    def train(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
+        axes.check_reduced(operands.x, reduced, axis_name, caller=caller)
+        y, moments = normalize_by_moments(operands, over, output)
         batch = collapse(moments, reduced)
         return y, update_stats(stats, batch, decay=decay, ddof=ddof)
 
-    def evaluate(x: jax.Array, stats: NormStats) -> tuple[jax.Array, NormStats]:
-        mean = axes.expand_parameter(
-            stats.mean, x, features, caller=caller, name="mean"
-        )
-        var = axes.expand_parameter(stats.var, x, features, caller=caller, name="var")
-        return normalize_by_statistics(x, mean, var, scale, bias, eps, dtype), stats
+    def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
+        expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
+        mean, var = expand(stats.mean, name="mean"), expand(stats.var, name="var")
+        return normalize_by_statistics(operands, mean, var, output), stats
 
     if isinstance(training, bool):
-        return train(x, stats) if training else evaluate(x, stats)
-    return lax.cond(training, train, evaluate, x, stats)
+        return train(operands, stats) if training else evaluate(operands, stats)
+    return lax.cond(training, train, evaluate, operands, stats)

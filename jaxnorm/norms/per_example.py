@@ -4,7 +4,6 @@ They hold no state and do the same in training and in evaluation. They differ on
 which axes are reduced together.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,12 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes
 from jaxnorm.axes import Axes, AxisName
-from jaxnorm.normalization import Operands, normalize_by_moments
+from jaxnorm.normalization import (
+    ACTIVATIONS,
+    Operands,
+    Output,
+    normalize_by_moments,
+)
 from jaxnorm.shifted import Reduction
 
 
@@ -139,15 +143,18 @@ def group_norm(
     eps: ArrayLike = 1e-5,
     weights: ArrayLike | None = None,
     axis_name: AxisName | None = None,
+    activation: str | None = None,
+    add: ArrayLike | None = None,
     dtype: Any = None,
 ) -> jax.Array:
     r"""Normalize groups of channels of every example.
 
     .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+      y = f(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta + z)
 
-    with mean and (biased) variance over all spatial axes and the C / G neighbouring
-    channels of a group. Axis 0 is the batch, unless it is the feature axis.
+    with f and z the identity and 0 where `activation` and `add` are None, and mean and
+    (biased) variance over all spatial axes and the C / G neighbouring channels of a
+    group. Axis 0 is the batch, unless it is the feature axis.
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -161,6 +168,11 @@ def group_norm(
         `layer_norm`.
       axis_name: device axis, or axes, over which an example is spread (space, not
         channels).
+      activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
+        output. Given here, the backward pass keeps nothing for it: it computes the
+        output anew from `x`.
+      add: z, an array of the shape of `x` that is added before the activation; the
+        other branch of a residual block.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
@@ -169,7 +181,7 @@ def group_norm(
     Raises:
       TypeError: if `x` is neither floating-point nor complex.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
-        `axis_name` is not bound, or `eps` is not positive.
+        `axis_name` is not bound, `eps` is not positive, or `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -189,14 +201,11 @@ def group_norm(
     scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = axes.expand_weights(weights, x, caller=caller)
-    shape = x.shape
-    split = partial(split_channels, channel=channel, groups=groups)
-    arrays = Operands(x, weights, scale, bias, eps=None)
-    operands = jax.tree.map(split, arrays)._replace(eps=eps)
-    # The channel axis has become (groups, channels of a group).
-    reduced = (*(axis + (axis > channel) for axis in spatial), channel + 1)
-    over = Reduction(tuple(sorted(reduced)), axis_name)
-    return _normalize(operands, over, dtype, caller).reshape(shape)
+    activation = axes.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    add = axes.check_add(add, x, caller=caller)
+    operands = Operands(x, weights, scale, bias, eps, add)
+    over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
+    return _normalize(operands, over, dtype, caller, activation)
 
 
 def instance_norm(
@@ -260,19 +269,17 @@ def instance_norm(
 
 
 def _normalize(
-    operands: Operands, over: Reduction, dtype: Any, caller: str
+    operands: Operands,
+    over: Reduction,
+    dtype: Any,
+    caller: str,
+    activation: str | None = None,
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
     dtype = axes.check_dtype(dtype, operands.x, caller=caller)
     axes.check_eps(operands.eps, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
-    axes.check_reduced(operands.x, over.axis, over.axis_name, caller=caller)
-    y, _ = normalize_by_moments(operands, over, dtype)
+    axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
+    output = Output(dtype, activation, apart=False)
+    y, _ = normalize_by_moments(operands, over, output)
     return y
-
-
-def split_channels(array: jax.Array, channel: int, groups: int) -> jax.Array:
-    """Split the channel axis into (groups, channels of a group)."""
-    size = array.shape[channel]
-    sizes = (1, 1) if size == 1 else (groups, size // groups)
-    return array.reshape(array.shape[:channel] + sizes + array.shape[channel + 1 :])
