@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, shifted, sums
+from jaxnorm import axes, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.shifted import Reduction, ShiftedMoments, reciprocal
 
@@ -181,7 +181,7 @@ def _measure_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
             t_x = t_x.astype(d.dtype)
         return shifted.moment_tangents(d, weights, t_x, t_weights, moments, over)
 
-    return moments, differentiate(primals, moments, sums.nonzero(tangents))
+    return moments, differentiate(primals, moments, shifted.nonzero(tangents))
 
 
 def _shifted(moments: Moments) -> ShiftedMoments:

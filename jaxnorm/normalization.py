@@ -31,6 +31,7 @@ from jaxnorm.shifted import (
     deviations,
     measure,
     moment_tangents,
+    nonzero,
     reciprocal,
     spread,
 )
@@ -167,7 +168,7 @@ def _normalize_by_moments_jvp(
     differentiate = jax.checkpoint(
         partial(_differentiate, over, output.activation), prevent_cse=False
     )
-    t_y, t_moments = differentiate(*primals, moments, *sums.nonzero(tangents))
+    t_y, t_moments = differentiate(*primals, moments, *nonzero(tangents))
     return (y, moments), (t_y.astype(output.dtype), t_moments)
 
 

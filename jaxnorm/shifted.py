@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxnorm import axes, devices, sums
 from jaxnorm.axes import AxisName
@@ -191,6 +192,18 @@ def moment_tangents(
         total.get("mean", jnp.zeros_like(pooled.mean)) * reciprocal(pooled.count),
         total["m2"],
     )
+
+
+def nonzero(tangents: Any) -> Any:
+    """Replace the symbolic zeros of a custom_jvp rule by None."""
+
+    def drop(tangent: Any) -> Any:
+        symbolic = (
+            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+        )
+        return None if symbolic else tangent
+
+    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 
 
 def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:

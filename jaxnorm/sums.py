@@ -17,12 +17,12 @@ lies in memory, and not from what would have to be written there first.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxnorm import axes, devices
 
@@ -30,6 +30,8 @@ from jaxnorm import axes, devices
 # sum from 33 rows on), but at most MOST, or MOST_HALF of a half-precision array: XLA
 # writes an array to memory in float32 if one loop would convert it in more places.
 ROWS, MOST, MOST_HALF = 33, 16, 14
+# In a transpose, where slices are taken of a product, that limit holds for all dtypes.
+MOST_PILED = 15
 # Numbers of slices for arrays too short for that, the best first. (In float32 the very
 # short ones are cut in single rows, and nothing is left to add up.)
 FEW = (8, 7, 6, 5, 4)
@@ -93,7 +95,8 @@ def combine(
     p, q = devices.vary_like(operands, *jnp.broadcast_arrays(p, q))
     constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
     cut = _cut(operands, constant)
-    if cut is None:
+    number = 0 if cut is None else _divisor(cut.length, min(cut.number, MOST_PILED))
+    if cut is None or not number:
         return plain(p, q, *operands)
 
     def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
@@ -102,31 +105,18 @@ def combine(
             cut.shape[a] if a in cut.others(constant) else n
             for a, n in enumerate(p.shape)
         ]
-        pair = lax.complex(jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape))
-        (pair,) = cut.merge((pair,))
-        *parts, rest = cut.slices(operands)
-
-        def slices(*parts: Any) -> list[jax.Array]:
-            # Broadcast once: the transpose adds slices up before it reduces them.
-            small = jnp.broadcast_to(pair, parts[0][0].shape)
-            return [plain(small.real, small.imag, *part) for part in parts]
-
-        every = slices(*parts) + (slices(rest) if cut.has_rest else [])
-        return lax.concatenate(every, cut.start).reshape(cut.shape)
+        small = lax.complex(jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape))
+        pile = partial(cut.pile, number=number)
+        (small,), large = pile((small,)), pile(operands)
+        # One slice, repeated: XLA makes a broadcast of that. Its transpose adds up
+        # slices of what it is multiplied by, and then reduces them.
+        shape = [*large[0].shape]
+        shape[cut.start] = 1
+        every = [jnp.broadcast_to(small, shape)] * number
+        pair = lax.concatenate(every, cut.start)
+        return plain(pair.real, pair.imag, *large).reshape(cut.shape)
 
     return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
-
-
-def nonzero(tangents: Any) -> Any:
-    """Replace the symbolic zeros of a custom_jvp rule by None."""
-
-    def drop(tangent: Any) -> Any:
-        symbolic = (
-            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
-        )
-        return None if symbolic else tangent
-
-    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
 
 
 def approximate_mean(
@@ -219,6 +209,17 @@ class _Cut(NamedTuple):
 
         return [None if v is None else merge(v) for v in operands]
 
+    def pile(self, operands: Operands, number: int) -> list[Any]:
+        """Split the merged axis of every operand in two, (number, length / number)."""
+
+        def split(v: Any) -> Any:
+            if v is None or v.shape[self.start] == 1:
+                return v if v is None else jnp.expand_dims(v, self.start)
+            before, after = v.shape[: self.start], v.shape[self.start + 1 :]
+            return v.reshape(*before, number, -1, *after)
+
+        return [split(v) for v in self.merge(operands)]
+
     def slices(self, operands: Operands) -> list[list[Any]]:
         """Return the operands of each slice, then those of the rest."""
         size = self.length // self.number
@@ -262,6 +263,11 @@ def _cut(operands: Operands, axis: Axis) -> _Cut | None:
     else:
         number = length
     return _Cut(x.shape, groups[chosen], number) if number else None
+
+
+def _divisor(length: int, most: int) -> int:
+    """Return the largest divisor up to `most`, 0 if it is small."""
+    return next((n for n in range(most, 3, -1) if length % n == 0), 0)
 
 
 def _groups(shapes: list[tuple[int, ...]], axis: Axis) -> list[Axis]:
