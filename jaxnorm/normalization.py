@@ -13,6 +13,9 @@ reductions, one collective, one elementwise pass. Under `jax.checkpoint` a linea
 keeps `x` itself, in its own dtype, and nothing else of its size. Half-precision
 tangents are converted to float32 once: rounding each contribution would double the
 error.
+
+An activation, and what is added before it, are part of the rule: everything is then
+multiplied by a slope that is computed anew from `x`.
 """
 
 from functools import partial

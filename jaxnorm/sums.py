@@ -33,7 +33,7 @@ ROWS, MOST, MOST_HALF = 33, 16, 14
 # In a transpose, where slices are taken of a product, that limit holds for all dtypes.
 MOST_PILED = 15
 # Numbers of slices for arrays too short for that, the best first. (In float32 the very
-# short ones are cut in single rows, and nothing is left to add up.)
+# short ones are cut in single rows, and nothing is left to add up; but not in columns.)
 FEW = (8, 7, 6, 5, 4)
 
 Axis = tuple[int, ...]
@@ -257,7 +257,7 @@ def _cut(operands: Operands, axis: Axis) -> _Cut | None:
     if number >= 4:
         near = range(number, 3 * number // 4, -1)  # better a few less than a rest
         number = next((n for n in near if length % n == 0), number)
-    elif half or not min(FEW) <= length < 2 * ROWS:
+    elif half or not inner or not min(FEW) <= length < 2 * ROWS:
         few = (n for n in FEW if n <= length)
         number = min(few, key=lambda n: length % n, default=0)
     else:
