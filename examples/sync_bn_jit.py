@@ -17,7 +17,6 @@ import tyro
 from jax.sharding import Mesh
 
 from examples.common import devices, sync
-from examples.common.options import one_line_errors
 from examples.common.sync import Task, Way
 
 
@@ -29,7 +28,6 @@ class Config(sync.Config):
     """
 
     out: Path = Path("runs/sync_bn_jit")
-    """Where the figure and results.json go."""
 
 
 def make_way(task: Task, mesh: Mesh) -> Way:
@@ -45,11 +43,7 @@ def make_way(task: Task, mesh: Mesh) -> Way:
 
 
 def main(config: Config) -> None:
-    with one_line_errors(devices.DevicesNotAvailableError, OSError):
-        mesh = devices.data_mesh(config.devices)
-        config.out.mkdir(parents=True, exist_ok=True)
-    task = sync.make_task(config)
-    sync.compare_with_one_device(make_way(task, mesh), config, task, config.out)
+    sync.run_example(config, make_way)
 
 
 if __name__ == "__main__":

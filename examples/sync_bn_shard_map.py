@@ -23,7 +23,6 @@ from examples.common import devices, sync
 from examples.common.convnet import Params, Stats
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.options import one_line_errors
 from examples.common.sync import Task, TrainState, Way
 
 
@@ -35,7 +34,6 @@ class Config(sync.Config):
     """
 
     out: Path = Path("runs/sync_bn_shard_map")
-    """Where the figure and results.json go."""
 
 
 def train_step(
@@ -78,11 +76,7 @@ def make_way(task: Task, mesh: Mesh) -> Way:
 
 
 def main(config: Config) -> None:
-    with one_line_errors(devices.DevicesNotAvailableError, OSError):
-        mesh = devices.data_mesh(config.devices)
-        config.out.mkdir(parents=True, exist_ok=True)
-    task = sync.make_task(config)
-    sync.compare_with_one_device(make_way(task, mesh), config, task, config.out)
+    sync.run_example(config, make_way)
 
 
 if __name__ == "__main__":

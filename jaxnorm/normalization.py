@@ -133,8 +133,7 @@ def normalize_by_statistics(
     """Normalize by constants that already have the rank of `x`."""
     x, _, scale, bias, eps, add = operands
     d = x.astype(axes.statistics_dtype(x.dtype)) - mean
-    y = _plus(_affine(d, lax.rsqrt(var + eps), scale, bias), add)
-    return activate(y, output.activation).astype(output.dtype)
+    return _finish(_affine(d, lax.rsqrt(var + eps), scale, bias), add, output)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -157,7 +156,7 @@ def normalize_by_moments(
         y = _affine(d - moments.mean, inverse, scale, bias)
     if weights is not None:
         y = jnp.where(moments.count > 0, y, 0)
-    return activate(_plus(y, add), output.activation).astype(output.dtype), pooled
+    return _finish(y, add, output), pooled
 
 
 @partial(normalize_by_moments.defjvp, symbolic_zeros=True)
@@ -211,69 +210,57 @@ def _differentiate(
     line: tuple[jax.Array | None, ...] = (None, None)
     if activation is not None:
         line = _line(moments, inverse, scale, bias)
-    where, gain = (x, moments.shift, weights), None if folded else scale
-    slope = partial(_slope, activation)
-    t_y = sums.combine(partial(_tilt, slope), (*where, add, *line, gain), p, q)
-    steep = slope(d, add, *line)
+    gain = None if folded else scale
+    common: tuple[Any, ...] = (x, moments.shift, weights, add, *line)
+    at = partial(_deviations_and_slope, activation)
+    t_y = sums.combine(partial(_tilt, at), (*common, gain), p, q)
+    _, slope = at(*common)
     if t_x is not None:
-        t_y += sums.hold(a) * _times(_times(t_x, gain), steep)
+        t_y += sums.hold(a) * _times(_times(t_x, gain), slope)
     if not folded:
-        standard = (*where, add, *line, moments.mean, inverse)
-        t_y += sums.combine(partial(_stretch, slope), standard, t_scale, t_bias)
+        standard = (*common, moments.mean, inverse)
+        t_y += sums.combine(partial(_stretch, at), standard, t_scale, t_bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
-    return _plus(t_y, _times(tangents.add, steep)), t_pooled
+    return _plus(t_y, _times(tangents.add, slope)), t_pooled
 
 
-def activate(y: jax.Array, activation: str | None) -> jax.Array:
-    """Apply an activation by its name."""
-    return y if activation is None else ACTIVATIONS[activation](y)
+def _finish(y: jax.Array, add: jax.Array | None, output: Output) -> jax.Array:
+    """Add the other branch, apply the activation, and round to the output's dtype."""
+    y = _plus(y, add)
+    if output.activation is not None:
+        y = ACTIVATIONS[output.activation](y)
+    return y.astype(output.dtype)
 
 
-def _slope(
+def _deviations_and_slope(
     activation: str | None,
-    d: jax.Array,
-    add: jax.Array | None,
-    gain: jax.Array | None,
-    offset: jax.Array | None,
-) -> jax.Array | None:
-    """Return the derivative of the activation at d * gain + offset + add."""
-    if activation is None or gain is None or offset is None:
-        return None
-    y = _plus(d * gain + offset, add)
-    return jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
-
-
-def _tilt(
-    slope: Any,
     x: jax.Array,
     shift: jax.Array,
     weights: jax.Array | None,
     add: jax.Array | None,
     gain: jax.Array | None,
     offset: jax.Array | None,
-    factor: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
+    """Return d, and the derivative of the activation at d * gain + offset + add."""
     d, _ = deviations(x, shift, weights)
-    steep = slope(d, add, gain, offset)
-    factor = steep if factor is None else _times(factor, steep)
+    if activation is None or gain is None or offset is None:
+        return d, None
+    y = _plus(d * gain + offset, add)
+    return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
+
+
+def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
+    *common, gain = operands
+    d, slope = at(*common)
+    factor = slope if gain is None else _times(gain, slope)
     return _times(d, factor), factor
 
 
-def _stretch(
-    slope: Any,
-    x: jax.Array,
-    shift: jax.Array,
-    weights: jax.Array | None,
-    add: jax.Array | None,
-    gain: jax.Array | None,
-    offset: jax.Array | None,
-    mean: jax.Array,
-    inverse: jax.Array,
-) -> tuple[jax.Array, jax.Array | None]:
-    d, _ = deviations(x, shift, weights)
-    steep = slope(d, add, gain, offset)
-    return _times((d - mean) * inverse, steep), steep
+def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
+    *common, mean, inverse = operands
+    d, slope = at(*common)
+    return _times((d - mean) * inverse, slope), slope
 
 
 def _line(

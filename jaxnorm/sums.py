@@ -95,7 +95,7 @@ def combine(
     p, q = devices.vary_like(operands, *jnp.broadcast_arrays(p, q))
     constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
     cut = _cut(operands, constant)
-    number = 0 if cut is None else _divisor(cut.length, min(cut.number, MOST_PILED))
+    number = 0 if cut is None else _divisor(cut.length, min(cut.number, MOST_PILED), 3)
     if cut is None or not number:
         return plain(p, q, *operands)
 
@@ -255,8 +255,8 @@ def _cut(operands: Operands, axis: Axis) -> _Cut | None:
     length = lengths[chosen]
     number = min(length // ROWS, MOST_HALF if half else MOST)
     if number >= 4:
-        near = range(number, 3 * number // 4, -1)  # better a few less than a rest
-        number = next((n for n in near if length % n == 0), number)
+        # Better a few less than a rest.
+        number = _divisor(length, number, above=3 * number // 4) or number
     elif half or not inner or not min(FEW) <= length < 2 * ROWS:
         few = (n for n in FEW if n <= length)
         number = min(few, key=lambda n: length % n, default=0)
@@ -265,9 +265,9 @@ def _cut(operands: Operands, axis: Axis) -> _Cut | None:
     return _Cut(x.shape, groups[chosen], number) if number else None
 
 
-def _divisor(length: int, most: int) -> int:
-    """Return the largest divisor up to `most`, 0 if it is small."""
-    return next((n for n in range(most, 3, -1) if length % n == 0), 0)
+def _divisor(length: int, most: int, above: int) -> int:
+    """Return the largest divisor up to `most`, 0 if it is not larger than `above`."""
+    return next((n for n in range(most, above, -1) if length % n == 0), 0)
 
 
 def _groups(shapes: list[tuple[int, ...]], axis: Axis) -> list[Axis]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxnorm as jn
@@ -22,6 +23,16 @@ def batch_norm(
         x, stats, scale, bias, training=True, weights=weights, **kwargs
     )
     return y
+
+
+def batch_norm_loss(stats: Any, ct: Any, **options: Any) -> Callable[..., Any]:
+    """Return a loss of x, scale and bias, with the output and the new statistics."""
+
+    def loss(x: Any, scale: Any, bias: Any) -> Any:
+        y, new = jn.batch_norm(x, stats, scale, bias, training=True, **options)
+        return jnp.sum(y * ct), (y, new)
+
+    return loss
 
 
 def layer_norm(

@@ -4,7 +4,6 @@ import re
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -12,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from tests.cases import batch_norm_loss
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(3, 2, (8, 5, 3)).astype(np.float32)
@@ -28,19 +28,9 @@ WEIGHTS[2:4, 1:] = 0
 def step(x, ct, weights, axis_name=None, groups=None, sum_gradients=False):
     """Return output, statistics and gradients of a loss that sums over devices."""
 
-    def loss(x, scale, bias):
-        y, stats = jn.batch_norm(
-            x,
-            STATS,
-            scale,
-            bias,
-            training=True,
-            weights=weights,
-            axis_name=axis_name,
-            axis_index_groups=groups,
-        )
-        return jnp.sum(y * ct), (y, stats)
-
+    loss = batch_norm_loss(
+        STATS, ct, weights=weights, axis_name=axis_name, axis_index_groups=groups
+    )
     grads, (y, stats) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, SCALE, BIAS)
     dx, *rest = grads
     return (y, dx), stats, lax.psum(rest, axis_name) if sum_gradients else rest

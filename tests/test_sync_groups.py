@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from tests.cases import batch_norm_loss
 from tests.collectives import count_collectives
 from tests.spreading import (
     AUTO,
@@ -45,19 +46,9 @@ GROUPS = {
 def step(x, ct, weights, axis_name=None, groups=None):
     """Return what each device has for itself: all of it with rows in front."""
 
-    def loss(x, scale, bias):
-        y, stats = jn.batch_norm(
-            x,
-            STATS,
-            scale,
-            bias,
-            training=True,
-            weights=weights,
-            axis_name=axis_name,
-            axis_index_groups=groups,
-        )
-        return jnp.sum(y * ct), (y, stats)
-
+    loss = batch_norm_loss(
+        STATS, ct, weights=weights, axis_name=axis_name, axis_index_groups=groups
+    )
     # Scale and bias vary here, so that their gradients are this device's own.
     scale, bias = SCALE + 0 * jnp.sum(ct), BIAS + 0 * jnp.sum(ct)
     (dx, *rest), (y, stats) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)

@@ -22,14 +22,15 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
 from tqdm import tqdm
 
-from examples.common import convnet, data, report, style
+from examples.common import convnet, data, devices, report, style
 from examples.common.convnet import Network, Params, Stats
 from examples.common.data import Batch, Dataset
 from examples.common.optimizers import make_optimizer
-from examples.common.options import require_positive
+from examples.common.options import one_line_errors, require_positive
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Config:
     """The learning rate of SGD with Nesterov momentum."""
     seed: int = 0
     """Seed of the initial parameters and of the order of the images."""
+    out: Path = Path("runs/sync_bn")
+    """Where the figure and results.json go."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
@@ -296,11 +299,16 @@ def draw(way: Way, run: Run, reference: Run, path: Path) -> Path:
     return path
 
 
-def compare_with_one_device(way: Way, config: Config, task: Task, out: Path) -> None:
-    """Train in the way given and on one device; tell how they differ."""
+def run_example(config: Config, make_way: Callable[[Task, Mesh], Way]) -> None:
+    """Train in an example's way and on one device; tell how they differ."""
+    with one_line_errors(devices.DevicesNotAvailableError, OSError):
+        mesh = devices.data_mesh(config.devices)
+        config.out.mkdir(parents=True, exist_ok=True)
+    task = make_task(config)
+    way = make_way(task, mesh)
     console = Console()
     train_data, test_data = data.load_digits()
     run = train(way, config, task, train_data)
     reference = train(one_device(task), config, task, train_data)
     accuracies = tuple(accuracy(task, r.state, test_data) for r in (run, reference))
-    tell(console, way, run, reference, accuracies, out, config)
+    tell(console, way, run, reference, accuracies, config.out, config)
