@@ -24,9 +24,9 @@ def way_to_sum(request, monkeypatch):
 
     With eight devices no program is known to run on one of them; here it is.
     """
-    from jaxnorm import sums
+    from jaxnorm import slices
 
-    monkeypatch.setattr(sums, "_on_one_device", lambda: request.param == "packed")
+    monkeypatch.setattr(slices, "_on_one_device", lambda: request.param == "packed")
 
 
 @pytest.fixture(autouse=True)

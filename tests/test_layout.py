@@ -13,6 +13,7 @@ PACKAGE = Path(jaxnorm.__file__).parent
 ORDER = [
     "axes",
     "devices",
+    "slices",
     "sums",
     "shifted",
     "moments",

@@ -273,6 +273,34 @@ def test_normalize_by_given_statistics():
         )
 
 
+@pytest.mark.parametrize("shape", [(5, 1), (4, 5, 6)], ids=["folded", "apart"])
+def test_tangents_of_every_argument_of_normalize_alone(shape):
+    rng = np.random.default_rng(0)
+    shapes = ((4, 5, 6), (5,), (5,), shape, shape)
+    arrays = [rng.uniform(0.5, 2, each) for each in shapes]
+
+    def plain(x, mean, var, scale, bias, eps):
+        scale, bias = (v if v.ndim == 3 else v[None] for v in (scale, bias))
+        mean, var = mean[:, None], var[:, None]
+        return (x - mean) / jnp.sqrt(var + eps) * scale + bias
+
+    def own(x, mean, var, scale, bias, eps):
+        scale, bias = (v if v.ndim == 3 else v[None] for v in (scale, bias))
+        return jn.normalize(x, mean, var, scale, bias, eps=eps, feature_axis=1)
+
+    with jax.enable_x64(True):
+        args = [jnp.asarray(v) for v in (*arrays, 1e-3)]
+        for i, arg in enumerate(args):
+            tangent = jnp.asarray(rng.normal(size=arg.shape))
+
+            def along(f, i=i, arg=arg, tangent=tangent):
+                return jax.jvp(
+                    lambda v: f(*args[:i], v, *args[i + 1 :]), (arg,), (tangent,)
+                )
+
+            chex.assert_trees_all_close(along(own), along(plain), rtol=1e-12)
+
+
 def test_an_element_that_is_hidden_and_not_finite_is_a_constant():
     """Its output is the bias whatever it holds, so it has no gradient."""
     x = np.array([[1.0], [3.0], [np.nan], [np.inf]], np.float32)

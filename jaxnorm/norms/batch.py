@@ -130,7 +130,8 @@ def batch_norm(
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
         expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
         mean, var = expand(stats.mean, name="mean"), expand(stats.var, name="var")
-        return normalize_by_statistics(operands, mean, var, output), stats
+        unweighted = operands._replace(weights=None)
+        return normalize_by_statistics(unweighted, mean, var, output), stats
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)

@@ -1,0 +1,189 @@
+"""How an array is cut in slices along the axes it is summed over, for XLA:CPU.
+
+Slices of equal size are added up elementwise, in one loop; what is left, the rows of
+one slice, is reduced in a second kernel. Numbers and sizes are those that both do fast.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# The number of slices; smaller for a half-precision array: XLA writes an array to
+# memory in float32 if one loop would convert it in more than 15 places.
+LEAST, MOST, MOST_HALF = 4, 16, 14
+# In a transpose, where slices are taken of a product, that limit holds for all dtypes.
+MOST_PILED = 15
+# Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
+# takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
+# loop if there is one only.
+WINDOW, XLA_WINDOW = 16, 32
+
+Axis = tuple[int, ...]
+# Arrays of one rank, of size 1 along axes where they do not vary, or None.
+Operands = Sequence[Any]
+
+
+class Cut(NamedTuple):
+    """How operands of a `shape` are cut: along neighbouring axes, merged to one.
+
+    XLA:CPU is slow to reduce complex numbers over several axes at once, and merging
+    them after the fact is undone by its simplifier. Axes outside of the group are
+    reduced on their own, afterwards.
+    """
+
+    shape: tuple[int, ...]
+    group: Axis
+    number: int
+    size: int
+
+    @property
+    def start(self) -> int:
+        """The merged axis."""
+        return self.group[0]
+
+    @property
+    def length(self) -> int:
+        """The number of rows, which is the size of the merged axis."""
+        return math.prod(self.shape[a] for a in self.group)
+
+    @property
+    def overlap(self) -> int:
+        """The number of rows that the last slice shares with the one before it."""
+        return self.number * self.size - self.length
+
+    @property
+    def pile_number(self) -> int:
+        """How many slices make up the whole exactly; 0 if plain sums are better."""
+        every = [n for n in range(LEAST, MOST_PILED + 1) if self.length % n == 0]
+        several = [n for n in every if self.length // n > XLA_WINDOW]
+        exact = [n for n in several if self.length // n % XLA_WINDOW == 0]
+        short = every if self.along_last_axis else []
+        return max(exact or several or short, default=0)
+
+    @property
+    def along_last_axis(self) -> bool:
+        """Whether the rows are not vectors but single values."""
+        return self.group[-1] == len(self.shape) - 1
+
+    def others(self, axis: Axis) -> Axis:
+        """Return what is left of `axis` without the group."""
+        return tuple(a for a in axis if a not in self.group)
+
+    def merge(self, operands: Operands) -> list[Any]:
+        """Merge the axes of the group in every operand."""
+
+        def merge(v: jax.Array) -> jax.Array:
+            length = math.prod(v.shape[a] for a in self.group)
+            before, after = v.shape[: self.start], v.shape[self.group[-1] + 1 :]
+            return v.reshape(*before, length, *after)
+
+        return [None if v is None else merge(v) for v in operands]
+
+    def slices(self, operands: Operands) -> list[list[Any]]:
+        """Return the operands of each slice."""
+        starts = [self.size * i for i in range(self.number)]
+        starts[-1] -= self.overlap
+
+        def cut(v: Any, start: int) -> Any:
+            if v is None or v.shape[self.start] == 1:
+                return v
+            return lax.slice_in_dim(v, start, start + self.size, axis=self.start)
+
+        merged = self.merge(operands)
+        return [[cut(v, start) for v in merged] for start in starts]
+
+    def pile(self, operands: Operands) -> list[Any]:
+        """Split the merged axis of every operand in two, (pile_number, size)."""
+
+        def split(v: Any) -> Any:
+            if v is None or v.shape[self.start] == 1:
+                return v if v is None else jnp.expand_dims(v, self.start)
+            before, after = v.shape[: self.start], v.shape[self.start + 1 :]
+            return v.reshape(*before, self.pile_number, -1, *after)
+
+        return [split(v) for v in self.merge(operands)]
+
+    def add(self, parts: Sequence[jax.Array]) -> jax.Array:
+        """Add up what was made of each slice, and of no row twice."""
+        *parts, last = parts
+        if self.overlap:
+            rows = lax.broadcasted_iota(jnp.int32, last.shape, self.start)
+            last = jnp.where(rows >= self.overlap, last, 0)
+        return sum(parts, last)
+
+    def reduce(self, rows: jax.Array) -> jax.Array:
+        """Sum over the merged axis. Those of the group are kept with size 1."""
+        window = [1] * rows.ndim
+        while (w := _window(rows.shape[self.start])) > 1:
+            window[self.start] = w
+            zero = np.zeros((), rows.dtype)
+            rows = lax.reduce_window(rows, zero, lax.add, window, window, "VALID")
+            if rows.shape[self.start] <= XLA_WINDOW:
+                break
+        return jnp.expand_dims(jnp.sum(rows, self.start), self.group)
+
+
+def cut(operands: Operands, axis: Axis) -> Cut | None:
+    """Return how to cut along `axis`; the first operand has the full shape.
+
+    None if that is short, or the arrays may be spread over devices.
+    """
+    x = operands[0]
+    if not x.size or jnp.iscomplexobj(x) or not axis or not _on_one_device():
+        return None
+    present = [v for v in operands if v is not None]
+    groups = _groups([v.shape for v in present], axis)
+    lengths = [math.prod(x.shape[a] for a in group) for group in groups]
+    # Of several groups the longest, and the last axis only where there is no other.
+    inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
+    chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
+    half = any(v.dtype.itemsize < 4 for v in present)
+    best = _best(lengths[chosen], MOST_HALF if half else MOST)
+    return None if best is None else Cut(x.shape, groups[chosen], *best)
+
+
+def _best(length: int, most: int) -> tuple[int, int] | None:
+    """Return how many slices to cut, and of what size; None if it is too short.
+
+    The last one may overlap the one before.
+    """
+
+    def cost(slices: tuple[int, int]) -> float:
+        """Count the rows left to add up, and a part of those that are read twice."""
+        number, size = slices
+        again = number * size - length
+        return size * (1 + 2 / _window(size)) + again / 4
+
+    exact = {math.ceil(length / n) for n in range(LEAST, most + 1)}
+    sizes = exact | {math.ceil(size / WINDOW) * WINDOW for size in exact}
+    every = [(math.ceil(length / size), size) for size in sorted(sizes)]
+    return min((s for s in every if s[0] >= LEAST), key=cost, default=None)
+
+
+def _window(size: int) -> int:
+    """Return the largest window that `size` rows can be reduced in, without a rest."""
+    most = min(WINDOW, size // 2)
+    return next((w for w in range(most, 1, -1) if size % w == 0), 1)
+
+
+def _groups(shapes: list[tuple[int, ...]], axis: Axis) -> list[Axis]:
+    """Group neighbouring axes along which the same arrays vary: they can be merged."""
+    groups: list[Axis] = []
+    for a in axis:
+        alike = all((s[a] > 1) == (s[a - 1] > 1) for s in shapes) if a else False
+        if groups and groups[-1][-1] == a - 1 and alike:
+            groups[-1] = (*groups[-1], a)
+        else:
+            groups.append((a,))
+    return groups
+
+
+def _on_one_device() -> bool:
+    """Whether the compiler cannot spread the arrays of this program over devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.device_count() == 1 if mesh.empty else mesh.are_all_axes_manual
