@@ -105,17 +105,19 @@ def approximate_mean(
 ) -> tuple[jax.Array, bool]:
     """Return the mean over `axis`, kept with size 1, or over a part; whether over all.
 
-    Of many rows it takes at least 1/32, in four places. Their mean lies within sqrt(31)
-    standard deviations of that of all, whatever the values are: near enough to be the
-    shift of d = x - shift, for little of the cost.
+    Of many rows it takes at least 1/32, and at least 32, in four places. Their mean
+    lies within sqrt(31) standard deviations of that of all, whatever the values are:
+    near enough to be the shift of d = x - shift, for little of the cost. (With fewer,
+    one outlier among them moves it so far that the mean loses a digit.)
     """
     dtype = axes.statistics_dtype(x.dtype)
     cut = slices.cut((x,), axis)
-    size = 0 if cut is None else math.ceil(cut.length / 128)
+    size = 0
+    if cut is not None:
+        size = max(math.ceil(cut.length / 128), min(8, cut.length // 4))
     if cut is not None and cut.along_last_axis:
-        size = max(size, 8)
         # In half precision a plain sum writes all of x to memory in float32 first.
-        many = size * (4 if x.dtype.itemsize < 4 else 16)
+        many = max(size, 8) * (4 if x.dtype.itemsize < 4 else 16)
         size = size if pack_last_axis and cut.length >= many else 0
     if cut is None or not size:
         return jnp.mean(x, axis, dtype, keepdims=True), True

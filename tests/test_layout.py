@@ -25,7 +25,15 @@ ORDER = [
     "norms.per_example",
     "weight_norms",
     "flax_shared",
+    "linen.base",
+    "linen.batch",
+    "linen.per_example",
+    "linen.weight_norms",
     "linen",
+    "nnx.base",
+    "nnx.batch",
+    "nnx.per_example",
+    "nnx.weight_norms",
     "nnx",
 ]
 

@@ -1,0 +1,43 @@
+"""What the linen modules have in common."""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import ArrayLike
+
+from jaxnorm import flax_shared as shared
+
+STATS = "batch_stats"
+
+
+def label_of(module: nn.Module) -> str:
+    """Return the module's name and path, for errors."""
+    path = "/".join(module.path)
+    return f"{type(module).__name__} at {path!r}" if path else type(module).__name__
+
+
+class Norm(nn.Module):
+    """Declares scale and bias. Helpers are kept out of summaries by `nowrap`."""
+
+    @nn.nowrap
+    def _parameters(
+        self,
+        x: jax.Array,
+        features: tuple[int, ...],
+        scale: ArrayLike | None,
+        bias: ArrayLike | None,
+    ) -> tuple[jax.Array | None, jax.Array | None, Any]:
+        """Return scale and bias of the rank of `x`, and the dtype of the output."""
+
+        def find(name: str, given: ArrayLike | None) -> jax.Array | None:
+            own = None
+            if getattr(self, f"use_{name}", False):
+                init = getattr(self, f"{name}_init")
+                shape = shared.sizes_of(x, features)
+                own = self.param(name, init, shape, self.param_dtype)
+            return shared.parameter(label_of(self), name, x, features, own, given)
+
+        gamma, beta = find("scale", scale), find("bias", bias)
+        return gamma, beta, canonicalize_dtype(x, gamma, beta, dtype=self.dtype)
