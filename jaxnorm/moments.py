@@ -176,10 +176,9 @@ def _measure_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
     @partial(jax.checkpoint, prevent_cse=False)
     def differentiate(primals: Any, moments: Any, tangents: Any) -> ShiftedMoments:
         (x, weights), (t_x, t_weights) = primals, tangents
-        d, _ = shifted.deviations(x, moments.shift, weights)
         if t_x is not None:
-            t_x = t_x.astype(d.dtype)
-        return shifted.moment_tangents(d, weights, t_x, t_weights, moments, over)
+            t_x = t_x.astype(moments.shift.dtype)
+        return shifted.moment_tangents(x, weights, t_x, t_weights, moments, over)
 
     return moments, differentiate(primals, moments, shifted.nonzero(tangents))
 

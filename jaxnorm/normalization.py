@@ -212,7 +212,7 @@ def _differentiate(
     if t_x is not None:
         t_x = t_x.astype(d.dtype)
         t_x = t_x if used is None else jnp.where(used, t_x, 0)
-    t_pooled = moment_tangents(d, weights, t_x, tangents.weights, pooled, over)
+    t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
     t_moments = spread(t_pooled, over, x)
 
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)

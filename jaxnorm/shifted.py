@@ -149,14 +149,14 @@ def spread(pooled: ShiftedMoments, over: Reduction, x: jax.Array) -> ShiftedMome
 
 
 def moment_tangents(
-    d: jax.Array,
+    x: jax.Array,
     weights: jax.Array | None,
     t_x: jax.Array | None,
     t_weights: jax.Array | None,
     pooled: ShiftedMoments,
     over: Reduction,
 ) -> ShiftedMoments:
-    r"""Differentiate the moments, given deviations `d` from the shift.
+    r"""Differentiate the moments.
 
     .. math::
       \dot\mu = \frac1W \sum_i (w_i \dot x_i + \dot w_i c_i), \quad
@@ -165,22 +165,31 @@ def moment_tangents(
     Linear in the tangents, with one collective; so its transpose has one as well. A
     tangent of None is zero.
     """
-    moments = spread(pooled, over, d)
+    moments = spread(pooled, over, x)
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
-    if t_x is not None:
-        t_m2 += 2 * sums.hold(_weighted_sum(inner(d, t_x), weights, over.axis))
-        if over.centered:
-            t_sum += sums.hold(_weighted_sum(t_x, weights, over.axis))
-            t_m2 -= 2 * inner(moments.mean, t_sum)
+
+    def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
+        d, _ = deviations(x, shift, weights)
+        return _weigh(inner(d, t_x), weights), _weigh(t_x, weights)
+
+    if t_x is not None and over.centered:
+        operands = x, moments.shift, weights
+        pair = sums.linear_sum_pair(terms, t_x, operands, over.axis)
+        t_inner, t_d = map(sums.hold, pair)
+        t_sum += t_d
+        t_m2 += 2 * (t_inner - inner(moments.mean, t_d))
+    elif t_x is not None:
+        t_inner, _ = terms(t_x, x, moments.shift, weights)
+        t_m2 += 2 * sums.hold(_sum(t_inner, over.axis))
     if t_weights is not None:
-        c = d - moments.mean
+        c = deviations(x, moments.shift, weights)[0] - moments.mean
         t_sum += _sum(t_weights * c, over.axis)
         t_m2 += _sum(t_weights * square(c), over.axis)
     local = {"m2": t_m2}
     if over.centered:
         local["mean"] = t_sum
     if t_weights is not None:
-        local["count"] = _count(d, t_weights, over.axis)
+        local["count"] = _count(x, t_weights, over.axis)
     if over.channel_groups is not None:
         channel, _ = over.channel_groups
         split = _by_group(local, over.channel_groups)
@@ -232,18 +241,13 @@ def _shift(
     if not over.centered:
         return jnp.zeros_like(_sum(wide, over.axis)), True
     if weights is not None:
-        return _weighted_sum(wide, weights, over.axis) * reciprocal(count), True
+        total = _sum(_weigh(wide, weights), over.axis)
+        return total * reciprocal(count), True
     return sums.approximate_mean(x, over.axis, pack_last_axis=apart)
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
     return jnp.sum(x, axis, keepdims=True)
-
-
-def _weighted_sum(
-    x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]
-) -> jax.Array:
-    return _sum(_weigh(x, weights), axis)
 
 
 def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:

@@ -16,6 +16,7 @@ lies in memory, and not from what would have to be written there first.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,22 +42,32 @@ def sum_pair(
     to three of them in a row with what surrounds them, if only that uses them.
     """
 
-    def plain(*operands: Any) -> Pair:
-        a, b = f(*operands)
-        return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
-
+    plain = partial(_sum_plainly, f, axis)
     cut = slices.cut(operands, axis)
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
 
     def packed(*operands: Any) -> Pair:
         parts = [lax.complex(*f(*part)) for part in cut.slices(operands)]
-        total = cut.reduce(cut.add(parts))
-        others = cut.others(axis)
-        a, b = total.real, total.imag
-        return jnp.sum(a, others, keepdims=True), jnp.sum(b, others, keepdims=True)
+        return _unpack(cut.reduce(cut.add(parts)), axis, cut)
 
     return lax.platform_dependent(*operands, cpu=packed, default=plain)
+
+
+def linear_sum_pair(
+    f: Callable[..., Pair], t: jax.Array, operands: Operands, axis: Axis
+) -> Pair:
+    """Return the sums of the two arrays f(t, *operands), which are linear in `t`.
+
+    Its transpose is as fast: it is `combine` where f(t) is (u * t, v * t).
+    """
+
+    plain = partial(_sum_plainly, f, axis)
+    cut = slices.cut((t, *operands), axis)
+    if cut is None or not cut.pile_number:
+        return plain(t, *operands)
+    packed = partial(_sum_pile, f, axis, cut)
+    return lax.platform_dependent(t, *operands, cpu=packed, default=plain)
 
 
 def combine(
@@ -67,8 +78,8 @@ def combine(
 ) -> jax.Array:
     """Return u * p + v * q for (u, v) = f(*operands); v None is 1.
 
-    Linear in the small `p` and `q`, of the rank of u: the transpose is a `sum_pair`, of
-    u * ct and v * ct.
+    Linear in the small `p` and `q`, of the rank of u: the transpose is a pair of sums,
+    of u * ct and v * ct.
     """
 
     def plain(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
@@ -82,20 +93,16 @@ def combine(
         return plain(p, q, *operands)
 
     def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
-        # What is transposed to a sum over the other axes stays apart, and real.
-        shape = [
-            cut.shape[a] if a in cut.others(constant) else n
-            for a, n in enumerate(p.shape)
-        ]
-        small = lax.complex(jnp.broadcast_to(p, shape), jnp.broadcast_to(q, shape))
-        (small,), large = cut.pile((small,)), cut.pile(operands)
-        # One slice, repeated: XLA makes a broadcast of that. Its transpose adds up
-        # slices of what it is multiplied by, and then reduces them.
-        shape = [*large[0].shape]
-        shape[cut.start] = 1
-        every = [jnp.broadcast_to(small, shape)] * cut.pile_number
-        pair = lax.concatenate(every, cut.start)
-        return plain(pair.real, pair.imag, *large).reshape(cut.shape)
+        def sums(t: jax.Array) -> Pair:
+            return _sum_pile(products, constant, cut, t, *operands)
+
+        def products(t: jax.Array, *operands: Any) -> Pair:
+            u, v = f(*operands)
+            return u * t, t if v is None else v * t
+
+        t = lax.full_like(p, 0, shape=cut.shape)  # varies over devices as p does
+        (combined,) = jax.linear_transpose(sums, t)((p, q))
+        return combined
 
     return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
 
@@ -153,3 +160,29 @@ def hold(x: jax.Array) -> jax.Array:
         )
 
     return lax.custom_linear_solve(lambda x: x, x, solve, symmetric=True)
+
+
+def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:
+    a, b = f(*operands)
+    return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
+
+
+def _sum_pile(
+    f: Callable[..., Pair], axis: Axis, cut: slices.Cut, *operands: Any
+) -> Pair:
+    """Return the sums of f(*operands), with a transpose that writes nothing twice.
+
+    Slices of operands would be transposed to a concatenation of large arrays. Here what
+    is split are products, and that is transposed to one small array, repeated, of which
+    XLA makes a broadcast.
+    """
+    pair = lax.complex(*f(*cut.pile(operands)))
+    parts = lax.split(pair, [1] * cut.pile_number, cut.start)
+    rows = jnp.squeeze(sum(parts[1:], parts[0]), cut.start)
+    total = jnp.expand_dims(jnp.sum(rows, cut.start), cut.group)
+    return _unpack(total, axis, cut)
+
+
+def _unpack(total: jax.Array, axis: Axis, cut: slices.Cut) -> Pair:
+    """Return the real and the imaginary part, summed over what is left of `axis`."""
+    return _sum_plainly(lambda: (total.real, total.imag), cut.others(axis))

@@ -73,3 +73,11 @@ def test_evaluation_reads_its_input_once_a_pass(dtype, most, monkeypatch):
     flax = costs("batch_norm_eval", dtype, provider="linen").bytes_per_element
     assert own <= most
     assert own < flax
+
+
+@pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "group_norm"])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 43), ("bfloat16", 26)])
+def test_forward_mode_moves_as_few_bytes(op, dtype, most, monkeypatch):
+    """Its sums over tangents are packed as those over cotangents are."""
+    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
+    assert costs(op, dtype, "jvp").bytes_per_element <= most

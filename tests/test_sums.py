@@ -82,6 +82,26 @@ def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, _, packed):
     assert packs(f, p, q) == packed
 
 
+@pytest.mark.parametrize(("shape", "axis", "_", "packed"), SHAPES)
+def test_linear_sum_pair_and_its_transpose(shape, axis, _, packed):
+    x, t = RNG.normal(3, 1, (2, *shape)).astype(np.float32)
+    small = tuple(1 if a in axis else n for a, n in enumerate(shape))
+    cts = tuple(RNG.normal(size=(2, *small)).astype(np.float32))
+
+    def f(t, x=x):
+        def products(t, x):
+            return jnp.sin(x) * t, t
+
+        return sums.linear_sum_pair(products, t, (jnp.asarray(x),), axis)
+
+    for value, expected in zip(jax.jit(f)(t), (np.sin(x) * t, t), strict=True):
+        expected = expected.astype(np.float64).sum(axis, keepdims=True)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    (got,) = jax.jit(jax.linear_transpose(f, t))(cts)
+    np.testing.assert_allclose(got, np.sin(x) * cts[0] + cts[1], rtol=1e-5, atol=1e-5)
+    assert packs(f, t) == packed
+
+
 def test_an_operand_may_vary_along_part_of_the_merged_axes():
     x = RNG.normal(size=(4, 4, 3)).astype(np.float32)
     weights = RNG.uniform(size=(4, 1, 1)).astype(np.float32)
