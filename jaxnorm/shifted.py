@@ -113,28 +113,24 @@ def measure(
         d = x.astype(shift.dtype) - shift
         return _weigh(d, weights), _weigh(square(d), weights)
 
-    count = _count(x, weights, over.axis)
+    count = _sum_groups(_count(x, weights, over.axis), over, x)
     shift, is_mean = _shift(x, weights, count, over, apart)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = _settle(shift)
-    shift = sums.hold(shift)
-    operands = x, shift, weights
-    first, second = sums.sum_pair(terms, operands, over.axis, pack_last_axis=apart)
+    operands = x, sums.hold(spread(shift, over, x)), weights
+    pair = sums.sum_pair(terms, operands, over.axis, pack_last_axis=apart)
+    first, second = _sum_groups(pair, over, x)
     mean = first * reciprocal(count)
     if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
         mean = jnp.zeros_like(shift)
     m2 = jnp.maximum(second - count * square(mean), 0)
-    moments = ShiftedMoments(count, shift, mean, m2)
-    if over.channel_groups is not None:
-        channel, _ = over.channel_groups
-        moments = merge(_by_group(moments, over.channel_groups), channel + 1)
-    return pool(moments, over)
+    return pool(ShiftedMoments(count, shift, mean, m2), over)
 
 
-def spread(pooled: ShiftedMoments, over: Reduction, x: jax.Array) -> ShiftedMoments:
+def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     """Give every channel of `x` the values of its group."""
     if over.channel_groups is None:
-        return pooled
+        return tree
     axis, groups = over.channel_groups
 
     def repeat(v: jax.Array) -> jax.Array:
@@ -145,7 +141,7 @@ def spread(pooled: ShiftedMoments, over: Reduction, x: jax.Array) -> ShiftedMome
         )
         return devices.shard_like(x, axis, each.reshape(*before, -1, *after))
 
-    return jax.tree.map(repeat, pooled)
+    return jax.tree.map(repeat, tree)
 
 
 def moment_tangents(
@@ -190,10 +186,7 @@ def moment_tangents(
         local["mean"] = t_sum
     if t_weights is not None:
         local["count"] = _count(x, t_weights, over.axis)
-    if over.channel_groups is not None:
-        channel, _ = over.channel_groups
-        split = _by_group(local, over.channel_groups)
-        local = jax.tree.map(lambda v: jnp.sum(v, channel + 1), split)
+    local = _sum_groups(local, over, x)
     total = devices.sum_over_devices(local, over.axis_name, over.axis_index_groups)
     return ShiftedMoments(
         total.get("count", jnp.zeros_like(pooled.count)),
@@ -235,15 +228,17 @@ def _shift(
 ) -> tuple[jax.Array, bool]:
     """Return a value near the mean, of elements of non-zero weight; if it is the mean.
 
-    Moments that are not centered are about 0.
+    One for all channels of a group. Moments that are not centered are about 0.
     """
     wide = x.astype(axes.statistics_dtype(x.dtype))
     if not over.centered:
         return jnp.zeros_like(_sum(wide, over.axis)), True
     if weights is not None:
         total = _sum(_weigh(wide, weights), over.axis)
-        return total * reciprocal(count), True
-    return sums.approximate_mean(x, over.axis, pack_last_axis=apart)
+        return _sum_groups(total, over, x) * reciprocal(count), True
+    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=apart)
+    total = _sum_groups(near, over, x)
+    return total * (total.size / near.size), is_mean
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
@@ -303,15 +298,16 @@ def pool(moments: ShiftedMoments, over: Reduction) -> ShiftedMoments:
     return merge(parts)
 
 
-def _by_group(tree: Tree, channel_groups: tuple[int, int]) -> Tree:
-    """Split the channel axis of every leaf in (groups, channels of a group)."""
-    axis, groups = channel_groups
-    leaves = jax.tree.leaves(tree)
-    channels = max(leaf.shape[axis] for leaf in leaves)
+def _sum_groups(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
+    """Add up the channels of every group."""
+    if over.channel_groups is None:
+        return tree
+    axis, groups = over.channel_groups
+    channels = x.shape[axis]
 
-    def split(v: jax.Array) -> jax.Array:
+    def add(v: jax.Array) -> jax.Array:
         before, after = v.shape[:axis], v.shape[axis + 1 :]
         v = jnp.broadcast_to(v, (*before, channels, *after))
-        return v.reshape(*before, groups, channels // groups, *after)
+        return jnp.sum(v.reshape(*before, groups, channels // groups, *after), axis + 1)
 
-    return jax.tree.map(split, tree)
+    return jax.tree.map(add, tree)

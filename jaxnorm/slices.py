@@ -22,6 +22,9 @@ MOST_PILED = 15
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
 # loop if there is one only.
 WINDOW, XLA_WINDOW = 16, 32
+# Addresses that are a multiple of this apart fall on the same lines of a first-level
+# cache, of which there are 8 to 12.
+PAGE = 4096
 
 Axis = tuple[int, ...]
 # Arrays of one rank, of size 1 along axes where they do not vary, or None.
@@ -40,6 +43,7 @@ class Cut(NamedTuple):
     group: Axis
     number: int
     size: int
+    half: bool
 
     @property
     def start(self) -> int:
@@ -64,6 +68,16 @@ class Cut(NamedTuple):
         exact = [n for n in several if self.length // n % XLA_WINDOW == 0]
         short = every if self.along_last_axis else []
         return max(exact or several or short, default=0)
+
+    @property
+    def pile_axis(self) -> int:
+        """The axis of the slices, of size `pile_number`.
+
+        Many slices of half precision are of every n-th row, and so never far apart: the
+        sizes that divide a whole tend to share the lines of a cache.
+        """
+        every_nth = self.half and self.pile_number > 8 and not self.along_last_axis
+        return self.start + every_nth
 
     @property
     def along_last_axis(self) -> bool:
@@ -98,13 +112,15 @@ class Cut(NamedTuple):
         return [[cut(v, start) for v in merged] for start in starts]
 
     def pile(self, operands: Operands) -> list[Any]:
-        """Split the merged axis of every operand in two, (pile_number, size)."""
+        """Split the merged axis of every operand in two, at `pile_axis` the slices."""
 
         def split(v: Any) -> Any:
             if v is None or v.shape[self.start] == 1:
                 return v if v is None else jnp.expand_dims(v, self.start)
             before, after = v.shape[: self.start], v.shape[self.start + 1 :]
-            return v.reshape(*before, self.pile_number, -1, *after)
+            sizes = [-1, -1]
+            sizes[self.pile_axis - self.start] = self.pile_number
+            return v.reshape(*before, *sizes, *after)
 
         return [split(v) for v in self.merge(operands)]
 
@@ -143,24 +159,28 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
     chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
     half = any(v.dtype.itemsize < 4 for v in present)
-    best = _best(lengths[chosen], MOST_HALF if half else MOST)
-    return None if best is None else Cut(x.shape, groups[chosen], *best)
+    row = math.prod(x.shape[groups[chosen][-1] + 1 :]) * x.dtype.itemsize
+    best = _best(lengths[chosen], MOST_HALF if half else MOST, row)
+    return None if best is None else Cut(x.shape, groups[chosen], *best, half)
 
 
-def _best(length: int, most: int) -> tuple[int, int] | None:
-    """Return how many slices to cut, and of what size; None if it is too short.
+def _best(length: int, most: int, row: int) -> tuple[int, int] | None:
+    """Return how many slices to cut, and of what size; None if `length` is too short.
 
-    The last one may overlap the one before.
+    `row` is the size of a row in bytes. The last slice may overlap the one before.
     """
 
     def cost(slices: tuple[int, int]) -> float:
-        """Count the rows left to add up, and a part of those that are read twice."""
+        """Estimate the time beyond that of adding up `length` rows, in rows."""
         number, size = slices
         again = number * size - length
-        return size * (1 + 2 / _window(size)) + again / 4
+        left = 2 * size * (1 + 2 / _window(size))
+        # Slices that begin at the same place of a page share the lines of a cache.
+        sharing = number * math.gcd(size * row, PAGE) / PAGE
+        return again + left + length * max(0, sharing - 4) / 32
 
     exact = {math.ceil(length / n) for n in range(LEAST, most + 1)}
-    sizes = exact | {math.ceil(size / WINDOW) * WINDOW for size in exact}
+    sizes = {size + more for size in exact for more in range(WINDOW + 1)}
     every = [(math.ceil(length / size), size) for size in sorted(sizes)]
     return min((s for s in every if s[0] >= LEAST), key=cost, default=None)
 

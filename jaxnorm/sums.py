@@ -177,8 +177,8 @@ def _sum_pile(
     XLA makes a broadcast.
     """
     pair = lax.complex(*f(*cut.pile(operands)))
-    parts = lax.split(pair, [1] * cut.pile_number, cut.start)
-    rows = jnp.squeeze(sum(parts[1:], parts[0]), cut.start)
+    parts = lax.split(pair, [1] * cut.pile_number, cut.pile_axis)
+    rows = jnp.squeeze(sum(parts[1:], parts[0]), cut.pile_axis)
     total = jnp.expand_dims(jnp.sum(rows, cut.start), cut.group)
     return _unpack(total, axis, cut)
 

@@ -38,10 +38,10 @@ SHAPES = [
     ((3, 5, 7), (0, 1), True, False),  # 15 rows: single ones
     ((17, 3), (0,), True, False),  # nine slices of two; the last overlaps another
     ((49, 3), (0,), True, False),  # an overlap of three of four rows
-    ((170, 3), (0,), True, True),
-    ((2, 320, 3), (1,), True, True),  # slices of 20: windows of ten
-    ((1100, 2), (0,), True, True),  # slices of 80: windows of 16
-    ((37 * 16, 2), (0,), True, True),  # slices of 37, a prime: no windows
+    ((170, 3), (0,), True, True),  # slices of twelve: windows of six
+    ((2, 320, 3), (1,), True, True),  # ten are many: every tenth row in half precision
+    ((1100, 2), (0,), True, True),  # slices of 70: windows of 14
+    ((37 * 16, 2), (0,), True, True),  # an overlap of eight of 40 rows
     ((16 * 640, 1), (0,), True, True),  # windows of windows
     ((3, 7), (0,), False, False),  # too few
     ((3, 4, 4, 2, 4), (1, 2, 4), True, False),  # groups: merged and last
@@ -66,13 +66,17 @@ def test_sum_pair(shape, axis, packed, _, dtype):
 
 
 @pytest.mark.parametrize(("shape", "axis", "_", "packed"), SHAPES)
-def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, _, packed):
-    x, ct = RNG.normal(3, 1, (2, *shape)).astype(np.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, _, packed, dtype):
+    x, ct = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     p, q = RNG.normal(size=(2, *small)).astype(np.float32)
 
     def f(p, q):
-        return sums.combine(lambda x: (jnp.sin(x), None), (x,), p, q)
+        def factors(x):
+            return jnp.sin(x.astype(jnp.float32)), None
+
+        return sums.combine(factors, (jnp.asarray(x, dtype),), p, q)
 
     np.testing.assert_allclose(jax.jit(f)(p, q), np.sin(x) * p + q, atol=1e-5)
     got = jax.jit(jax.linear_transpose(f, p, q))(ct)
@@ -83,16 +87,17 @@ def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, _, packed):
 
 
 @pytest.mark.parametrize(("shape", "axis", "_", "packed"), SHAPES)
-def test_linear_sum_pair_and_its_transpose(shape, axis, _, packed):
-    x, t = RNG.normal(3, 1, (2, *shape)).astype(np.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_linear_sum_pair_and_its_transpose(shape, axis, _, packed, dtype):
+    x, t = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     cts = tuple(RNG.normal(size=(2, *small)).astype(np.float32))
 
-    def f(t, x=x):
+    def f(t):
         def products(t, x):
-            return jnp.sin(x) * t, t
+            return jnp.sin(x.astype(jnp.float32)) * t, t
 
-        return sums.linear_sum_pair(products, t, (jnp.asarray(x),), axis)
+        return sums.linear_sum_pair(products, t, (jnp.asarray(x, dtype),), axis)
 
     for value, expected in zip(jax.jit(f)(t), (np.sin(x) * t, t), strict=True):
         expected = expected.astype(np.float64).sum(axis, keepdims=True)
@@ -155,6 +160,15 @@ def test_the_approximate_mean_is_near(rows, size):
     taken = np.concatenate([x[i * (rows // 4) :][:size] for i in range(4)])
     expected = x if is_mean else taken
     np.testing.assert_allclose(near[0], expected.mean(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", [256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize("length", [1568, 4096, 6272, 25_088, 100_352])
+def test_slices_do_not_crowd_the_lines_of_a_cache(length, row):
+    """At most eight of them begin at the same place of a page of 4096 bytes."""
+    cut = slices.cut((jax.ShapeDtypeStruct((length, row // 4), jnp.float32),), (0,))
+    starts = [i * cut.size * row % 4096 for i in range(cut.number)]
+    assert max(map(starts.count, starts)) <= 8
 
 
 def test_a_row_in_two_slices_is_left_out_of_one():
