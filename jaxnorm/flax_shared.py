@@ -19,8 +19,9 @@ from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
+from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
-from jaxnorm.normalization import Operands, Output, normalize_by_moments
+from jaxnorm.normalization import normalize_by_moments
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.running import NormStats, init_stats
 from jaxnorm.shifted import Reduction

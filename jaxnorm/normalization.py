@@ -19,7 +19,7 @@ multiplied by a slope that is computed anew from `x`.
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm import axes, sums
+from jaxnorm.affine import (
+    ACTIVATIONS,
+    Operands,
+    Output,
+    affine,
+    finish,
+    line,
+    plus,
+    times,
+    within,
+)
 from jaxnorm.axes import Axes
 from jaxnorm.shifted import (
     Reduction,
@@ -38,31 +49,6 @@ from jaxnorm.shifted import (
     reciprocal,
     spread,
 )
-
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
-
-
-class Operands(NamedTuple):
-    """What a normalization is a function of; all of the rank of `x`."""
-
-    x: jax.Array
-    weights: jax.Array | None
-    scale: jax.Array | None
-    bias: jax.Array | None
-    eps: Any
-    add: jax.Array | None = None
-
-
-class Output(NamedTuple):
-    """What becomes of the normalized values. Hashable.
-
-    `apart=False` says that the moments are not used (see `measure`), which matters in
-    the forward pass alone.
-    """
-
-    dtype: Any
-    activation: str | None = None
-    apart: bool = True
 
 
 def normalize(
@@ -134,8 +120,8 @@ def normalize_by_statistics(
     x, _, scale, bias, eps, add = operands
     d = x.astype(axes.statistics_dtype(x.dtype)) - mean
     inverse = lax.rsqrt(var + eps)
-    y = _affine(d, inverse, scale, bias, half=x.dtype.itemsize < 4)
-    return _finish(y, add, output)
+    y = affine(d, inverse, scale, bias, half=x.dtype.itemsize < 4)
+    return finish(y, add, output)
 
 
 @partial(normalize_by_statistics.defjvp, symbolic_zeros=True)
@@ -171,15 +157,15 @@ def normalize_by_moments(
     moments = spread(pooled, over, x)
     d, _ = deviations(x, moments.shift, weights)
     inverse = lax.rsqrt(moments.var + eps)
-    if x.ndim - 1 not in over.axis and _within(inverse, scale, bias):
-        gain, offset = _line(moments, inverse, scale, bias)
+    if x.ndim - 1 not in over.axis and within(inverse, scale, bias):
+        gain, offset = line(moments, inverse, scale, bias)
         y = d * gain + offset
     else:
         centered = d - moments.mean
-        y = _affine(centered, inverse, scale, bias, half=x.dtype.itemsize < 4)
+        y = affine(centered, inverse, scale, bias, half=x.dtype.itemsize < 4)
     if weights is not None:
         y = jnp.where(moments.count > 0, y, 0)
-    return _finish(y, add, output), pooled
+    return finish(y, add, output), pooled
 
 
 @partial(normalize_by_moments.defjvp, symbolic_zeros=True)
@@ -244,42 +230,34 @@ def _tangent(
     # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
     a, q = inverse, -inverse * _or(t_mean, zero)
     p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(tangents.eps, zero))
-    folded = _within(inverse, scale, bias)
+    folded = within(inverse, scale, bias)
     if folded:
-        a, p, q = (_times(value, scale) for value in (a, p, q))
+        a, p, q = (times(value, scale) for value in (a, p, q))
         p, q = p + inverse * t_scale, q + t_bias
     q = q - p * moments.mean
 
     # All of it times the slope of the activation, which is computed anew where it is
     # used: nothing but `x`, and `add`, has to be kept.
-    line: tuple[jax.Array | None, ...] = (None, None)
+    coefficients: tuple[jax.Array | None, ...] = (None, None)
     if activation is not None:
-        line = _line(moments, inverse, scale, bias)
+        coefficients = line(moments, inverse, scale, bias)
     gain = None if folded else scale
-    common: tuple[Any, ...] = (x, moments.shift, weights, add, *line)
+    common: tuple[Any, ...] = (x, moments.shift, weights, add, *coefficients)
     at = partial(_deviations_and_slope, activation)
     _, slope = at(*common)
     t_y = jnp.zeros_like(x, dtype)
     if tangents.x is not None:
         t_x = tangents.x.astype(dtype)
-        t_y += sums.hold(a) * _times(_times(t_x, gain), slope)
-    affine = tangents.scale, tangents.bias
-    if _any(t_mean, t_var, tangents.eps) or (folded and _any(*affine)):
+        t_y += sums.hold(a) * times(times(t_x, gain), slope)
+    t_affine = tangents.scale, tangents.bias
+    if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
         t_y += sums.combine(partial(_tilt, at), (*common, gain), p, q)
-    if not folded and _any(*affine):
+    if not folded and _any(*t_affine):
         standard = (*common, moments.mean, inverse)
         t_y += sums.combine(partial(_stretch, at), standard, t_scale, t_bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
-    return _plus(t_y, _times(tangents.add, slope))
-
-
-def _finish(y: jax.Array, add: jax.Array | None, output: Output) -> jax.Array:
-    """Add the other branch, apply the activation, and round to the output's dtype."""
-    y = _plus(y, add)
-    if output.activation is not None:
-        y = ACTIVATIONS[output.activation](y)
-    return y.astype(output.dtype)
+    return plus(t_y, times(tangents.add, slope))
 
 
 def _deviations_and_slope(
@@ -295,71 +273,21 @@ def _deviations_and_slope(
     d, _ = deviations(x, shift, weights)
     if activation is None or gain is None or offset is None:
         return d, None
-    y = _plus(d * gain + offset, add)
+    y = plus(d * gain + offset, add)
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 
 def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
     *common, gain = operands
     d, slope = at(*common)
-    factor = slope if gain is None else _times(gain, slope)
-    return _times(d, factor), factor
+    factor = slope if gain is None else times(gain, slope)
+    return times(d, factor), factor
 
 
 def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
     *common, mean, inverse = operands
     d, slope = at(*common)
-    return _times((d - mean) * inverse, slope), slope
-
-
-def _line(
-    moments: ShiftedMoments,
-    inverse: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-) -> tuple[jax.Array, ...]:
-    """Return the factor and the offset of (d - mean) * inverse * scale + bias.
-
-    That of d loses no digits: its mean is at most a few standard deviations. Both are 0
-    for an empty set.
-    """
-    gain = _times(inverse, scale)
-    offset = -moments.mean * gain if bias is None else bias - moments.mean * gain
-    some = moments.count > 0
-    return tuple(sums.hold(jnp.where(some, v, 0)) for v in (gain, offset))
-
-
-def _affine(
-    centered: jax.Array,
-    inverse: jax.Array,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    *,
-    half: bool,
-) -> jax.Array:
-    """Return centered * inverse * scale + bias; `half` is the precision of the input.
-
-    The mean is subtracted before anything is multiplied: x * a + (bias - mean * a)
-    would cancel where the mean is large.
-    """
-    if scale is None:
-        y = centered * inverse
-    elif _within(inverse, scale):
-        y = centered * sums.hold(inverse * scale)
-    elif half and bias is None:  # faster by a fifth on a CPU, and slower otherwise
-        y = centered * (inverse * scale)
-    else:
-        y = centered * inverse * scale
-    return y if bias is None else y + bias
-
-
-def _within(inverse: jax.Array, *parameters: jax.Array | None) -> bool:
-    """Whether the parameters have one value for all that is normalized together."""
-    return all(
-        p is None
-        or all(m in (1, n) for m, n in zip(p.shape, inverse.shape, strict=True))
-        for p in parameters
-    )
+    return times((d - mean) * inverse, slope), slope
 
 
 def _any(*values: jax.Array | None) -> bool:
@@ -368,11 +296,3 @@ def _any(*values: jax.Array | None) -> bool:
 
 def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
     return default if value is None else value
-
-
-def _times(value: Any, factor: jax.Array | None) -> Any:
-    return value if value is None or factor is None else value * factor
-
-
-def _plus(value: jax.Array, add: jax.Array | None) -> jax.Array:
-    return value if add is None else value + add.astype(value.dtype)

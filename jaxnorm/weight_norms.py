@@ -14,8 +14,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
+from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
-from jaxnorm.normalization import Operands, Output, normalize_by_moments
+from jaxnorm.normalization import normalize_by_moments
 from jaxnorm.shifted import Reduction, square
 
 

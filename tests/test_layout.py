@@ -16,6 +16,7 @@ ORDER = [
     "slices",
     "sums",
     "shifted",
+    "affine",
     "moments",
     "normalization",
     "running",

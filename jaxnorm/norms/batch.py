@@ -8,12 +8,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
+from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.moments import collapse
 from jaxnorm.normalization import (
-    ACTIVATIONS,
-    Operands,
-    Output,
     normalize_by_moments,
     normalize_by_statistics,
 )

@@ -10,11 +10,9 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxnorm import axes
+from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.normalization import (
-    ACTIVATIONS,
-    Operands,
-    Output,
     normalize_by_moments,
 )
 from jaxnorm.shifted import Reduction

@@ -1,0 +1,102 @@
+"""What is made of deviations from the mean: scale, bias, another branch, activation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import sums
+from jaxnorm.shifted import ShiftedMoments
+
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+
+
+class Operands(NamedTuple):
+    """What a normalization is a function of; all of the rank of `x`."""
+
+    x: jax.Array
+    weights: jax.Array | None
+    scale: jax.Array | None
+    bias: jax.Array | None
+    eps: Any
+    add: jax.Array | None = None
+
+
+class Output(NamedTuple):
+    """What becomes of the normalized values. Hashable.
+
+    `apart=False` says that the moments are not used (see `measure`), which matters in
+    the forward pass alone.
+    """
+
+    dtype: Any
+    activation: str | None = None
+    apart: bool = True
+
+
+def affine(
+    centered: jax.Array,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    half: bool,
+) -> jax.Array:
+    """Return centered * inverse * scale + bias; `half` is the precision of the input.
+
+    The mean is subtracted before anything is multiplied: x * a + (bias - mean * a)
+    would cancel where the mean is large.
+    """
+    if scale is None:
+        y = centered * inverse
+    elif within(inverse, scale):
+        y = centered * sums.hold(inverse * scale)
+    elif half and bias is None:  # faster by a fifth on a CPU, and slower otherwise
+        y = centered * (inverse * scale)
+    else:
+        y = centered * inverse * scale
+    return y if bias is None else y + bias
+
+
+def line(
+    moments: ShiftedMoments,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+) -> tuple[jax.Array, ...]:
+    """Return the factor and the offset of (d - mean) * inverse * scale + bias.
+
+    That of d loses no digits: its mean is at most a few standard deviations. Both are 0
+    for an empty set.
+    """
+    gain = times(inverse, scale)
+    offset = -moments.mean * gain if bias is None else bias - moments.mean * gain
+    some = moments.count > 0
+    return tuple(sums.hold(jnp.where(some, v, 0)) for v in (gain, offset))
+
+
+def within(inverse: jax.Array, *parameters: jax.Array | None) -> bool:
+    """Whether the parameters have one value for all that is normalized together."""
+    return all(
+        p is None
+        or all(m in (1, n) for m, n in zip(p.shape, inverse.shape, strict=True))
+        for p in parameters
+    )
+
+
+def finish(y: jax.Array, add: jax.Array | None, output: Output) -> jax.Array:
+    """Add the other branch, apply the activation, and round to the output's dtype."""
+    y = plus(y, add)
+    if output.activation is not None:
+        y = ACTIVATIONS[output.activation](y)
+    return y.astype(output.dtype)
+
+
+def times(value: Any, factor: jax.Array | None) -> Any:
+    """Return the product, where None is 1 (and a value of None is 0)."""
+    return value if value is None or factor is None else value * factor
+
+
+def plus(value: jax.Array, add: jax.Array | None) -> jax.Array:
+    """Return the sum, where None is 0, in the dtype of `value`."""
+    return value if add is None else value + add.astype(value.dtype)
