@@ -15,7 +15,7 @@ import pytest
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @pytest.fixture(params=["packed", "plain"])
