@@ -193,10 +193,10 @@ def _differentiate(
     """Return the tangents of the output and of the moments. A tangent of None is 0."""
     x, weights = operands.x, operands.weights
     moments = spread(pooled, over, x)
-    d, used = deviations(x, moments.shift, weights)
+    _, used = deviations(x, moments.shift, weights)
     t_x = tangents.x
     if t_x is not None:
-        t_x = t_x.astype(d.dtype)
+        t_x = t_x.astype(moments.shift.dtype)
         t_x = t_x if used is None else jnp.where(used, t_x, 0)
     t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
     t_moments = spread(t_pooled, over, x)

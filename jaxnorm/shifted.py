@@ -266,24 +266,24 @@ def _settle(shift: jax.Array) -> jax.Array:
     return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
 
 
-def merge(parts: ShiftedMoments, axis: int = 0) -> ShiftedMoments:
-    """Merge along an axis of every leaf. Parts of count 0 are left out."""
-    add = partial(jnp.sum, axis=axis, keepdims=True)
+def merge(parts: ShiftedMoments) -> ShiftedMoments:
+    """Merge along the first axis of every leaf. Parts of count 0 are left out."""
+    add = partial(jnp.sum, axis=0, keepdims=True)
     counts = parts.count
     present = counts > 0
     total = add(counts)
     share = counts * reciprocal(total)
     # The shift of the largest part lies near the mean of all; relative to it, all
     # digits of the differences survive. Choosing rounds nothing.
-    places = lax.broadcasted_iota(jnp.int32, counts.shape, axis)
-    largest = present & (places == jnp.argmax(counts, axis, keepdims=True))
+    places = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
+    largest = present & (places == jnp.argmax(counts, 0, keepdims=True))
     shift = add(jnp.where(largest, parts.shift, 0))
     offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
     mean = add(offset * share)
     between = add(counts * square(offset - mean))
     m2 = add(jnp.where(present, parts.m2, 0)) + between
     merged = ShiftedMoments(total, shift, mean, m2)
-    return jax.tree.map(lambda v: jnp.squeeze(v, axis), merged)
+    return jax.tree.map(lambda v: jnp.squeeze(v, 0), merged)
 
 
 def pool(moments: ShiftedMoments, over: Reduction) -> ShiftedMoments:

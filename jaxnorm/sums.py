@@ -41,7 +41,6 @@ def sum_pair(
     Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
     to three of them in a row with what surrounds them, if only that uses them.
     """
-
     plain = partial(_sum_plainly, f, axis)
     cut = slices.cut(operands, axis)
     if cut is None or (cut.along_last_axis and not pack_last_axis):
@@ -61,7 +60,6 @@ def linear_sum_pair(
 
     Its transpose is as fast: it is `combine` where f(t) is (u * t, v * t).
     """
-
     plain = partial(_sum_plainly, f, axis)
     cut = slices.cut((t, *operands), axis)
     if cut is None or not cut.pile_number:
@@ -119,17 +117,9 @@ def approximate_mean(
     """
     dtype = axes.statistics_dtype(x.dtype)
     cut = slices.cut((x,), axis)
-    size = 0
-    if cut is not None:
-        size = max(math.ceil(cut.length / 128), min(8, cut.length // 4))
-    if cut is not None and cut.along_last_axis:
-        # In half precision a plain sum writes all of x to memory in float32 first.
-        many = max(size, 8) * (4 if x.dtype.itemsize < 4 else 16)
-        size = size if pack_last_axis and cut.length >= many else 0
+    size = 0 if cut is None else _sample_size(cut, pack_last_axis)
     if cut is None or not size:
         return jnp.mean(x, axis, dtype, keepdims=True), True
-    if size > slices.WINDOW:
-        size = math.ceil(size / slices.WINDOW) * slices.WINDOW
     (merged,) = cut.merge((x,))
     step = cut.length // 4
 
@@ -162,6 +152,18 @@ def hold(x: jax.Array) -> jax.Array:
     return lax.custom_linear_solve(lambda x: x, x, solve, symmetric=True)
 
 
+def _sample_size(cut: slices.Cut, pack_last_axis: bool) -> int:
+    """Return how many rows to take in each place; 0 if the mean of all is better."""
+    size = max(math.ceil(cut.length / 128), min(8, cut.length // 4))
+    if cut.along_last_axis:
+        # In half precision a plain sum writes all of x to memory in float32 first.
+        many = max(size, 8) * (4 if cut.half else 16)
+        if not pack_last_axis or cut.length < many:
+            return 0
+    windows = math.ceil(size / slices.WINDOW)
+    return size if windows == 1 else windows * slices.WINDOW
+
+
 def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:
     a, b = f(*operands)
     return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
@@ -179,6 +181,8 @@ def _sum_pile(
     pair = lax.complex(*f(*cut.pile(operands)))
     parts = lax.split(pair, [1] * cut.pile_number, cut.pile_axis)
     rows = jnp.squeeze(sum(parts[1:], parts[0]), cut.pile_axis)
+    # Not `cut.reduce`, which is not made to be transposed: `pile_number` is such that
+    # XLA's own windows fit.
     total = jnp.expand_dims(jnp.sum(rows, cut.start), cut.group)
     return _unpack(total, axis, cut)
 

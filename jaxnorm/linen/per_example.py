@@ -58,6 +58,7 @@ class PerExample(Norm):
 
     @nn.nowrap
     def _plan(self, label: str, x: jax.Array) -> Plan:
+        """Return what is normalized together, which each of the norms below says."""
         raise NotImplementedError
 
 

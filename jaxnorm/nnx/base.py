@@ -81,6 +81,7 @@ class Norm(nnx.Module):
         )
 
     def _plan(self, label: str, x: jax.Array) -> Plan:
+        """Return what is normalized together, which each norm of `per_example` says."""
         raise NotImplementedError
 
     @property
