@@ -15,7 +15,7 @@ demo: .venv/.demo
 	$(BIN)/python -m examples.demo $(ARGS)
 
 test: .venv/.test
-	$(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 bench: .venv/.test
 	$(BIN)/python -m benchmarks $(ARGS)
