@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike
 
-from jaxnorm import axes
+from jaxnorm import arguments, axes
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.normalization import normalize_by_moments
@@ -135,7 +135,7 @@ def count_groups(
 
 def check_input(label: str, x: ArrayLike, dtype: Any) -> jax.Array:
     """Return `x` as an array, complex where the output is to be."""
-    x = axes.check_input(x, caller=label)
+    x = arguments.check_input(x, caller=label)
     if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
         return x.astype(jnp.promote_types(dtype, x.dtype))
     return x
@@ -182,7 +182,7 @@ def parameter(
         )
     if own is not None:
         given = own.reshape(sizes_of(x, features))
-    return axes.expand_parameter(given, x, features, caller=label, name=name)
+    return arguments.expand_parameter(given, x, features, caller=label, name=name)
 
 
 def normalize(
@@ -201,13 +201,13 @@ def normalize(
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
     operands = Operands(
-        x, axes.expand_weights(mask, x, caller=label), scale, bias, eps=None
+        x, arguments.expand_weights(mask, x, caller=label), scale, bias, eps=None
     )
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
-    operands = operands._replace(eps=axes.check_eps(module.epsilon, caller=label))
+    operands = operands._replace(eps=arguments.check_eps(module.epsilon, caller=label))
     groups = axes.check_axis_name(name, groups, caller=label)
-    dtype = axes.check_dtype(dtype, x, caller=label)
+    dtype = arguments.check_dtype(dtype, x, caller=label)
     over = Reduction(plan.reduced, name, groups, plan.centered)
     if plan.groups is not None:
         (channel,) = plan.features
@@ -232,7 +232,7 @@ def has_weight(module: Any) -> bool:
 def first_stats(module: Any, sizes: tuple[int, ...], dtype: Any) -> NormStats:
     """Return the running statistics that a BatchNorm starts with."""
     prior_weight = 0.0 if has_weight(module) else 1.0
-    dtype = axes.statistics_dtype(dtype)
+    dtype = arguments.statistics_dtype(dtype)
     return init_stats(sizes, prior_weight=prior_weight, dtype=dtype)
 
 
@@ -279,12 +279,14 @@ def normalize_batch(
     pooling = synchronize and training is not False
     name = module.axis_name if pooling else None
     # Statistics in half precision, or real ones of complex input, come from elsewhere.
-    mean_dtype = jnp.promote_types(axes.statistics_dtype(x.dtype), stats.mean.dtype)
+    mean_dtype = jnp.promote_types(
+        arguments.statistics_dtype(x.dtype), stats.mean.dtype
+    )
     if not jnp.iscomplexobj(x):
-        mean_dtype = axes.statistics_dtype(stats.mean.dtype)
+        mean_dtype = arguments.statistics_dtype(stats.mean.dtype)
     stats = NormStats(
         stats.mean.astype(mean_dtype),
-        stats.var.astype(axes.statistics_dtype(stats.var.dtype)),
+        stats.var.astype(arguments.statistics_dtype(stats.var.dtype)),
         stats.weight,
     )
     alone = len(features) == x.ndim and name is None

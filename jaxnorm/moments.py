@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, shifted
+from jaxnorm import arguments, axes, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.shifted import Reduction, ShiftedMoments, reciprocal
 
@@ -76,11 +76,11 @@ def compute_moments(
       American Statistician 37, 1983.
     """
     caller = "compute_moments"
-    x = axes.check_input(x, caller=caller)
+    x = arguments.check_input(x, caller=caller)
     axis = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
     axes.check_reduced(x, axis, axis_name, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
-    weights = axes.expand_weights(weights, x, caller=caller)
+    weights = arguments.expand_weights(weights, x, caller=caller)
     moments = _measure(x, weights, Reduction(axis, axis_name, groups))
     return collapse(moments, axis)
 

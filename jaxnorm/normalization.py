@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes, sums
+from jaxnorm import arguments, axes, sums
 from jaxnorm.affine import (
     ACTIVATIONS,
     Operands,
@@ -99,13 +99,13 @@ def normalize(
       Ioffe and Szegedy, Batch normalization, 2015, arXiv:1502.03167.
     """
     caller = "normalize"
-    x = axes.check_input(x, caller=caller)
-    dtype = axes.check_dtype(dtype, x, caller=caller)
-    eps = axes.check_eps(eps, caller=caller)
+    x = arguments.check_input(x, caller=caller)
+    dtype = arguments.check_dtype(dtype, x, caller=caller)
+    eps = arguments.check_eps(eps, caller=caller)
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
-    expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
+    expand = partial(arguments.expand_parameter, x=x, axes=features, caller=caller)
     scale, bias = expand(scale, name="scale"), expand(bias, name="bias")
     statistics = expand(mean, name="mean"), expand(var, name="var")
     operands = Operands(x, None, scale, bias, eps)
@@ -118,7 +118,7 @@ def normalize_by_statistics(
 ) -> jax.Array:
     """Normalize by a mean and a variance that have the rank of `x`; without weights."""
     x, _, scale, bias, eps, add = operands
-    d = x.astype(axes.statistics_dtype(x.dtype)) - mean
+    d = x.astype(arguments.statistics_dtype(x.dtype)) - mean
     inverse = lax.rsqrt(var + eps)
     y = affine(d, inverse, scale, bias, half=x.dtype.itemsize < 4)
     return finish(y, add, output)
@@ -132,7 +132,9 @@ def _normalize_by_statistics_jvp(
         operands: Operands, mean: jax.Array, var: jax.Array, tangents: tuple[Any, ...]
     ) -> jax.Array:
         t_operands, t_mean, t_var = tangents
-        dtype = jnp.promote_types(axes.statistics_dtype(operands.x.dtype), mean.dtype)
+        dtype = jnp.promote_types(
+            arguments.statistics_dtype(operands.x.dtype), mean.dtype
+        )
         shift = mean.astype(dtype)
         moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
         return _tangent(output.activation, operands, moments, t_operands, t_mean, t_var)

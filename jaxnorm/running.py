@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import axes
+from jaxnorm import arguments
 from jaxnorm.moments import Moments
 from jaxnorm.shifted import reciprocal
 
@@ -63,7 +63,7 @@ def init_stats(
         tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
     )
     dtype = jax.dtypes.canonicalize_dtype(dtype)
-    if dtype != axes.statistics_dtype(dtype):
+    if dtype != arguments.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
@@ -128,9 +128,9 @@ def update_stats(
       Adam, 2015, arXiv:1412.6980.
     """
     caller = "update_stats"
-    decay = axes.check_decay(decay, caller=caller)
-    ddof = axes.check_ddof(ddof, caller=caller)
-    axes.check_update(stats, moments, caller=caller)
+    decay = arguments.check_decay(decay, caller=caller)
+    ddof = arguments.check_ddof(ddof, caller=caller)
+    arguments.check_update(stats, moments, caller=caller)
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
     if not stats.weight.ndim:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from jaxnorm import axes, devices, sums
+from jaxnorm import arguments, devices, sums
 from jaxnorm.axes import AxisName
 
 Tree = TypeVar("Tree")
@@ -210,7 +210,7 @@ def nonzero(tangents: Any) -> Any:
 
 def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
     """Sum the weights over `axis` of `x`, axes kept."""
-    dtype = jnp.finfo(axes.statistics_dtype(x.dtype)).dtype
+    dtype = jnp.finfo(arguments.statistics_dtype(x.dtype)).dtype
     if weights is None:
         weights = jnp.ones((1,) * x.ndim, dtype)
     repeats = 1
@@ -230,7 +230,7 @@ def _shift(
 
     One for all channels of a group. Moments that are not centered are about 0.
     """
-    wide = x.astype(axes.statistics_dtype(x.dtype))
+    wide = x.astype(arguments.statistics_dtype(x.dtype))
     if not over.centered:
         return jnp.zeros_like(_sum(wide, over.axis)), True
     if weights is not None:

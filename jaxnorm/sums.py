@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import axes, devices, slices
+from jaxnorm import arguments, devices, slices
 from jaxnorm.slices import Axis, Operands
 
 Pair = tuple[jax.Array, jax.Array]
@@ -115,7 +115,7 @@ def approximate_mean(
     near enough to be the shift of d = x - shift, for little of the cost. (With fewer,
     one outlier among them moves it so far that the mean loses a digit.)
     """
-    dtype = axes.statistics_dtype(x.dtype)
+    dtype = arguments.statistics_dtype(x.dtype)
     cut = slices.cut((x,), axis)
     size = 0 if cut is None else _sample_size(cut, pack_last_axis)
     if cut is None or not size:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes
+from jaxnorm import arguments, axes
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.normalization import normalize_by_moments
@@ -74,12 +74,14 @@ def weight_norm(
       Salimans and Kingma, Weight normalization, 2016, arXiv:1602.07868.
     """
     caller = "weight_norm"
-    kernel = axes.check_input(kernel, caller=caller)
-    dtype = axes.check_dtype(dtype, kernel, caller=caller)
-    eps = axes.check_eps(eps, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller)
+    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
+    eps = arguments.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
-    scale = axes.expand_parameter(scale, kernel, features, caller=caller, name="scale")
-    v = kernel.astype(axes.statistics_dtype(kernel.dtype))
+    scale = arguments.expand_parameter(
+        scale, kernel, features, caller=caller, name="scale"
+    )
+    v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     w = v * lax.rsqrt(jnp.sum(square(v), reduced, keepdims=True) + eps)
     return (w if scale is None else w * scale).astype(dtype)
 
@@ -125,12 +127,14 @@ def weight_standardization(
       normalization and weight standardization, 2019, arXiv:1903.10520.
     """
     caller = "weight_standardization"
-    kernel = axes.check_input(kernel, caller=caller)
-    dtype = axes.check_dtype(dtype, kernel, caller=caller)
-    eps = axes.check_eps(eps, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller)
+    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
+    eps = arguments.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
     axes.check_reduced(kernel, reduced, None, caller=caller)
-    scale = axes.expand_parameter(scale, kernel, features, caller=caller, name="scale")
+    scale = arguments.expand_parameter(
+        scale, kernel, features, caller=caller, name="scale"
+    )
     operands = Operands(kernel, None, scale, None, eps)
     return normalize_by_moments(
         operands, Reduction(reduced), Output(dtype, apart=False)
@@ -212,15 +216,15 @@ def spectral_norm(
       adversarial networks, 2018, arXiv:1802.05957.
     """
     caller = "spectral_norm"
-    kernel = axes.check_input(kernel, caller=caller)
-    dtype = axes.check_dtype(dtype, kernel, caller=caller)
-    eps = axes.check_eps(eps, caller=caller)
-    training = axes.check_training(training, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller)
+    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
+    eps = arguments.check_eps(eps, caller=caller)
+    training = arguments.check_training(training, caller=caller)
     features, _ = _split_axes(kernel, feature_axis, caller)
     axis = axes.single(features, caller=caller)
     _check_spectral(kernel, stats, axis, n_steps, caller)
 
-    v = kernel.astype(axes.statistics_dtype(kernel.dtype))
+    v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     matrix = jnp.moveaxis(v, axis, -1).reshape(-1, v.shape[axis])
     # The singular vectors are constants: sigma is linear in the kernel, and this is
     # its derivative where they are exact.

@@ -12,6 +12,7 @@ PACKAGE = Path(jaxnorm.__file__).parent
 # A module may import those above it in this list.
 ORDER = [
     "axes",
+    "arguments",
     "devices",
     "slices",
     "sums",

@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes
+from jaxnorm import arguments, axes
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.moments import collapse
@@ -98,22 +98,22 @@ def batch_norm(
       Ioffe and Szegedy, Batch normalization, 2015, arXiv:1502.03167.
     """
     caller = "batch_norm"
-    x = axes.check_input(x, caller=caller)
-    dtype = axes.check_dtype(dtype, x, caller=caller)
-    eps = axes.check_eps(eps, caller=caller)
-    decay = axes.check_decay(decay, caller=caller)
-    ddof = axes.check_ddof(ddof, caller=caller)
-    training = axes.check_training(training, caller=caller)
+    x = arguments.check_input(x, caller=caller)
+    dtype = arguments.check_dtype(dtype, x, caller=caller)
+    eps = arguments.check_eps(eps, caller=caller)
+    decay = arguments.check_decay(decay, caller=caller)
+    ddof = arguments.check_ddof(ddof, caller=caller)
+    training = arguments.check_training(training, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
-    axes.check_stats(stats, x, features, caller=caller)
-    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = axes.expand_weights(weights, x, caller=caller)
-    activation = axes.check_activation(activation, x, ACTIVATIONS, caller=caller)
-    add = axes.check_add(add, x, caller=caller)
+    arguments.check_stats(stats, x, features, caller=caller)
+    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = arguments.expand_weights(weights, x, caller=caller)
+    activation = arguments.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     output = Output(dtype, activation)
     reduced = axes.complement(features, x.ndim)
@@ -126,7 +126,7 @@ def batch_norm(
         return y, update_stats(stats, batch, decay=decay, ddof=ddof)
 
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
-        expand = partial(axes.expand_parameter, x=x, axes=features, caller=caller)
+        expand = partial(arguments.expand_parameter, x=x, axes=features, caller=caller)
         mean, var = expand(stats.mean, name="mean"), expand(stats.var, name="var")
         unweighted = operands._replace(weights=None)
         return normalize_by_statistics(unweighted, mean, var, output), stats

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jaxnorm import axes
+from jaxnorm import arguments, axes
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.normalization import (
@@ -68,11 +68,11 @@ def layer_norm(
       Ba, Kiros and Hinton, Layer normalization, 2016, arXiv:1607.06450.
     """
     caller = "layer_norm"
-    x = axes.check_input(x, caller=caller)
+    x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    scale = axes.expand_parameter(scale, x, reduced, caller=caller, name="scale")
-    bias = axes.expand_parameter(bias, x, reduced, caller=caller, name="bias")
-    weights = axes.expand_weights(weights, x, caller=caller)
+    scale = arguments.expand_parameter(scale, x, reduced, caller=caller, name="scale")
+    bias = arguments.expand_parameter(bias, x, reduced, caller=caller, name="bias")
+    weights = arguments.expand_weights(weights, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps)
     return _normalize(operands, Reduction(reduced, axis_name), dtype, caller)
 
@@ -121,10 +121,10 @@ def rms_norm(
       Zhang and Sennrich, Root mean square layer normalization, 2019, arXiv:1910.07467.
     """
     caller = "rms_norm"
-    x = axes.check_input(x, caller=caller)
+    x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    scale = axes.expand_parameter(scale, x, reduced, caller=caller, name="scale")
-    weights = axes.expand_weights(weights, x, caller=caller)
+    scale = arguments.expand_parameter(scale, x, reduced, caller=caller, name="scale")
+    weights = arguments.expand_weights(weights, x, caller=caller)
     operands = Operands(x, weights, scale, None, eps)
     return _normalize(
         operands, Reduction(reduced, axis_name, centered=False), dtype, caller
@@ -192,15 +192,15 @@ def group_norm(
       Wu and He, Group normalization, 2018, arXiv:1803.08494.
     """
     caller = "group_norm"
-    x = axes.check_input(x, caller=caller)
+    x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
     channel = axes.single(features, caller=caller)
     groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
-    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = axes.expand_weights(weights, x, caller=caller)
-    activation = axes.check_activation(activation, x, ACTIVATIONS, caller=caller)
-    add = axes.check_add(add, x, caller=caller)
+    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = arguments.expand_weights(weights, x, caller=caller)
+    activation = arguments.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
     return _normalize(operands, over, dtype, caller, activation)
@@ -257,11 +257,11 @@ def instance_norm(
       Ulyanov, Vedaldi and Lempitsky, Instance normalization, 2016, arXiv:1607.08022.
     """
     caller = "instance_norm"
-    x = axes.check_input(x, caller=caller)
+    x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
-    scale = axes.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = axes.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = axes.expand_weights(weights, x, caller=caller)
+    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
+    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
+    weights = arguments.expand_weights(weights, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps)
     return _normalize(operands, Reduction(spatial, axis_name), dtype, caller)
 
@@ -274,8 +274,8 @@ def _normalize(
     activation: str | None = None,
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
-    dtype = axes.check_dtype(dtype, operands.x, caller=caller)
-    axes.check_eps(operands.eps, caller=caller)
+    dtype = arguments.check_dtype(dtype, operands.x, caller=caller)
+    arguments.check_eps(operands.eps, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
     output = Output(dtype, activation, apart=False)
