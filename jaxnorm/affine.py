@@ -42,7 +42,7 @@ def affine(
     *,
     half: bool,
 ) -> jax.Array:
-    """Return centered * inverse * scale + bias; `half` is the precision of the input.
+    """Return centered * inverse * scale + bias; `half` says if the input is of 16 bits.
 
     The mean is subtracted before anything is multiplied: x * a + (bias - mean * a)
     would cancel where the mean is large.

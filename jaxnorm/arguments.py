@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 def statistics_dtype(dtype: Any) -> np.dtype:
     """Return the dtype that statistics of `dtype` input are computed in."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return np.promote_types(dtype, np.float32)
 
 
 def check_input(x: ArrayLike, *, caller: str) -> jax.Array:
@@ -43,8 +43,13 @@ def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
 
 
 def check_eps(eps: ArrayLike, *, caller: str) -> ArrayLike:
-    """Return `eps` if it is positive; traced values are trusted."""
-    if not isinstance(eps, jax.core.Tracer) and not np.all(np.asarray(eps) > 0):
+    """Return `eps` if it is a positive number; of a traced one the sign is trusted."""
+    if not _is_real_scalar(eps):
+        raise TypeError(
+            f"{caller}: eps must be one real number. {_received('eps', eps)}; the "
+            "usual value is 1e-5."
+        )
+    if not isinstance(eps, jax.core.Tracer) and not np.asarray(eps) > 0:
         raise ValueError(
             f"{caller}: eps must be positive, or a constant input would be divided by "
             f"zero. Received eps={eps}; the usual value is 1e-5."
@@ -53,16 +58,16 @@ def check_eps(eps: ArrayLike, *, caller: str) -> ArrayLike:
 
 
 def check_decay(decay: ArrayLike | None, *, caller: str) -> ArrayLike | None:
-    """Return `decay` if it lies in [0, 1] or is None; traced values are trusted."""
-    if decay is None or isinstance(decay, jax.core.Tracer):
-        return decay
-    value = np.asarray(decay)
-    if value.dtype.kind not in "fiu" and value.dtype != jnp.bfloat16:
+    """Return `decay` if it lies in [0, 1] or is None; a traced value is trusted."""
+    if decay is None:
+        return None
+    if not _is_real_scalar(decay):
         raise TypeError(
-            f"{caller}: decay must be a number in [0, 1], or None for the equal-weight "
-            f"average. Received decay={decay!r}."
+            f"{caller}: decay must be one number in [0, 1], or None for the "
+            f"equal-weight average. {_received('decay', decay)}."
         )
-    if not np.all((value >= 0) & (value <= 1)):
+    known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
+    if known is not None and not (known >= 0 and known <= 1):
         raise ValueError(
             f"{caller}: decay must lie in [0, 1]: it is the weight of the old running "
             f"value. Received decay={decay}; PyTorch's momentum=0.1 is decay=0.9, and "
@@ -105,11 +110,12 @@ def expand_parameter(
     *,
     caller: str,
     name: str,
+    keep_dtype: bool = False,
 ) -> jax.Array | None:
     """Give a scale, bias, mean or variance the rank of `x`.
 
     Accepted are a scalar, the sizes of `axes` of `x`, or any shape of the rank of
-    `x` that broadcasts to it.
+    `x` that broadcasts to it. It is widened, unless `keep_dtype`.
     """
     if parameter is None:
         return None
@@ -121,6 +127,8 @@ def expand_parameter(
             f"{caller}: {name} must be real for real x. Received {name} of "
             f"{array.dtype} for x of {x.dtype}; convert x to a complex dtype."
         )
+    if not keep_dtype:
+        array = widen(array, x)
     sizes = tuple(x.shape[axis] for axis in axes)
     if array.shape == sizes:
         shape = tuple(x.shape[axis] if axis in axes else 1 for axis in range(x.ndim))
@@ -134,6 +142,14 @@ def expand_parameter(
         f"the rank of x and broadcast to it. Received {name} with shape {array.shape} "
         f"for x with shape {x.shape}; reshape {name}, or name other axes."
     )
+
+
+def widen(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """Return a parameter with at least the precision that `x` is computed in."""
+    real = jnp.finfo(statistics_dtype(x.dtype)).dtype
+    inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
+    dtype = np.promote_types(parameter.dtype, real) if inexact else real
+    return parameter.astype(dtype)
 
 
 def expand_weights(
@@ -200,13 +216,9 @@ def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array 
 
 def check_stats(
     stats: Any, x: jax.Array, features: tuple[int, ...], *, caller: str
-) -> None:
-    """Raise unless running statistics fit the features of `x`."""
-    if not all(hasattr(stats, name) for name in ("mean", "var", "weight")):
-        raise TypeError(
-            f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
-            "start with jaxnorm.init_stats(num_features)."
-        )
+) -> Any:
+    """Return running statistics, of arrays, if they fit the features of `x`."""
+    stats = _as_arrays(stats, caller=caller)
     sizes = tuple(x.shape[axis] for axis in features)
     if stats.mean.shape != sizes or stats.var.shape != sizes:
         raise ValueError(
@@ -222,10 +234,18 @@ def check_stats(
             f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(..., "
             f"dtype={x.dtype})."
         )
+    return stats
 
 
-def check_update(stats: Any, moments: Any, *, caller: str) -> None:
-    """Raise unless the moments of a batch fit the running statistics."""
+def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
+    """Return running statistics, of arrays, if the moments of a batch can move them."""
+    stats = _as_arrays(stats, caller=caller)
+    if stats.mean.dtype != statistics_dtype(stats.mean.dtype):
+        raise TypeError(
+            f"{caller}: running statistics need at least float32, or small updates are "
+            f"lost. Received stats.mean of {stats.mean.dtype}; leave them out where a "
+            "model is converted to half precision."
+        )
     shape = stats.mean.shape
     for name, leaf in zip(("count", "mean", "m2"), moments, strict=True):
         if not _fits(jnp.shape(leaf), shape):
@@ -234,6 +254,57 @@ def check_update(stats: Any, moments: Any, *, caller: str) -> None:
                 f"moments.{name} with shape {jnp.shape(leaf)} for stats with shape "
                 f"{shape}; reduce every axis but the features."
             )
+    return stats
+
+
+def check_pair(a: Any, b: Any, *, caller: str) -> None:
+    """Raise unless the moments of two sets have shapes that broadcast."""
+    shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
+    try:
+        for pair in zip(*shapes, strict=True):
+            np.broadcast_shapes(*pair)
+    except ValueError:
+        raise ValueError(
+            f"{caller}: moments of two sets must have shapes that broadcast. Received "
+            f"(count, mean, m2) of shapes {shapes[0]} and {shapes[1]}; reduce the same "
+            "axes of both."
+        ) from None
+
+
+def _as_arrays(stats: Any, *, caller: str) -> Any:
+    if not all(hasattr(stats, name) for name in ("mean", "var", "weight")):
+        raise TypeError(
+            f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
+            "start with jaxnorm.init_stats(num_features)."
+        )
+    leaves = (jnp.asarray(leaf) for leaf in (stats.mean, stats.var, stats.weight))
+    stats = type(stats)(*leaves)
+    if stats.weight.shape not in ((), stats.mean.shape):
+        raise ValueError(
+            f"{caller}: stats.weight must be a scalar, or have one value a feature. "
+            f"Received stats.weight with shape {stats.weight.shape} for stats.mean "
+            f"with shape {stats.mean.shape}; 0 says that there is no evidence yet."
+        )
+    return stats
+
+
+def _is_real_scalar(value: Any) -> bool:
+    """Whether `value` is one real number, traced or not."""
+    if isinstance(value, bool | str) or value is None:
+        return False
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:
+        return False
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return real and jnp.shape(value) == ()
+
+
+def _received(name: str, value: Any) -> str:
+    """Say what was received: the shape of an array, or the value."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        return f"Received {name} with shape {value.shape}"
+    return f"Received {name}={value!r}"
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -96,6 +96,13 @@ def check_reduced(
 
 def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
     """Return `num_groups` if it divides the channels."""
+    try:
+        num_groups = operator.index(num_groups)
+    except TypeError:
+        raise TypeError(
+            f"{caller}: num_groups must be an integer. Received "
+            f"num_groups={num_groups!r}."
+        ) from None
     if num_groups < 1 or channels % num_groups:
         raise ValueError(
             f"{caller}: num_groups must be positive and divide the number of channels. "

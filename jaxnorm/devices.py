@@ -75,6 +75,13 @@ def vary_like(
     return stacked[0], stacked[1]
 
 
+def vary(tree: Tree, x: jax.Array) -> Tree:
+    """Mark leaves as differing between devices wherever `x` does."""
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    return jax.tree.map(lambda v: v + lax.full_like(x, 0, v.dtype, v.shape), tree)
+
+
 def shard_like(x: jax.Array, axis: int, value: jax.Array) -> jax.Array:
     """Spread `value` over devices as `x` is along `axis`.
 

@@ -173,7 +173,8 @@ def parameter(
 ) -> jax.Array | None:
     """Return the module's own scale or bias, or the one given at call time.
 
-    It has the rank of `x`. `own` is None where the module has none.
+    It has the rank of `x`, and its own dtype, which that of the output may depend on.
+    `own` is None where the module has none.
     """
     if own is not None and given is not None:
         raise ValueError(
@@ -182,7 +183,9 @@ def parameter(
         )
     if own is not None:
         given = own.reshape(sizes_of(x, features))
-    return arguments.expand_parameter(given, x, features, caller=label, name=name)
+    return arguments.expand_parameter(
+        given, x, features, caller=label, name=name, keep_dtype=True
+    )
 
 
 def normalize(
@@ -200,12 +203,12 @@ def normalize(
     """Normalize by the moments over the reduced axes, and over devices."""
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
-    operands = Operands(
-        x, arguments.expand_weights(mask, x, caller=label), scale, bias, eps=None
-    )
+    weights = arguments.expand_weights(mask, x, caller=label)
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
-    operands = operands._replace(eps=arguments.check_eps(module.epsilon, caller=label))
+    eps = arguments.check_eps(module.epsilon, caller=label)
+    scale, bias = (None if v is None else arguments.widen(v, x) for v in (scale, bias))
+    operands = Operands(x, weights, scale, bias, eps)
     groups = axes.check_axis_name(name, groups, caller=label)
     dtype = arguments.check_dtype(dtype, x, caller=label)
     over = Reduction(plan.reduced, name, groups, plan.centered)

@@ -102,6 +102,9 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Returns:
       Moments of the union.
 
+    Raises:
+      ValueError: if the shapes of `a` and `b` do not broadcast.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import jaxnorm as jn
@@ -115,6 +118,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.
     """
+    arguments.check_pair(a, b, caller="merge_moments")
     pair = _shifted(a), _shifted(b)
     stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), *pair)
     return collapse(shifted.merge(stack), ())

@@ -47,6 +47,7 @@ from jaxnorm.shifted import (
     moment_tangents,
     nonzero,
     reciprocal,
+    replace_unused,
     spread,
 )
 
@@ -157,7 +158,7 @@ def normalize_by_moments(
     x, weights, scale, bias, eps, add = operands
     pooled = measure(x, weights, over, apart=output.apart)
     moments = spread(pooled, over, x)
-    d, _ = deviations(x, moments.shift, weights)
+    d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
     if x.ndim - 1 not in over.axis and within(inverse, scale, bias):
         gain, offset = line(moments, inverse, scale, bias)
@@ -195,13 +196,14 @@ def _differentiate(
     """Return the tangents of the output and of the moments. A tangent of None is 0."""
     x, weights = operands.x, operands.weights
     moments = spread(pooled, over, x)
-    _, used = deviations(x, moments.shift, weights)
     t_x = tangents.x
     if t_x is not None:
         t_x = t_x.astype(moments.shift.dtype)
-        t_x = t_x if used is None else jnp.where(used, t_x, 0)
     t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
     t_moments = spread(t_pooled, over, x)
+    if weights is not None:
+        t_x = _or(t_x, jnp.zeros_like(x, moments.shift.dtype))
+        t_x = replace_unused(t_x, t_moments.mean, x, weights)
 
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
     t_y = _tangent(
@@ -244,7 +246,8 @@ def _tangent(
     if activation is not None:
         coefficients = line(moments, inverse, scale, bias)
     gain = None if folded else scale
-    common: tuple[Any, ...] = (x, moments.shift, weights, add, *coefficients)
+    place = moments.shift, moments.mean
+    common: tuple[Any, ...] = (x, *place, weights, add, *coefficients)
     at = partial(_deviations_and_slope, activation)
     _, slope = at(*common)
     t_y = jnp.zeros_like(x, dtype)
@@ -255,24 +258,26 @@ def _tangent(
     if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
         t_y += sums.combine(partial(_tilt, at), (*common, gain), p, q)
     if not folded and _any(*t_affine):
-        standard = (*common, moments.mean, inverse)
+        standard = (*common, inverse)
         t_y += sums.combine(partial(_stretch, at), standard, t_scale, t_bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
-    return plus(t_y, times(tangents.add, slope))
+    t_add = tangents.add
+    return plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
 
 
 def _deviations_and_slope(
     activation: str | None,
     x: jax.Array,
     shift: jax.Array,
+    mean: jax.Array,
     weights: jax.Array | None,
     add: jax.Array | None,
     gain: jax.Array | None,
     offset: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return d, and the derivative of the activation at d * gain + offset + add."""
-    d, _ = deviations(x, shift, weights)
+    d = deviations(x, shift, mean, weights)
     if activation is None or gain is None or offset is None:
         return d, None
     y = plus(d * gain + offset, add)
@@ -287,7 +292,8 @@ def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
 
 
 def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
-    *common, mean, inverse = operands
+    *common, inverse = operands
+    _, _, mean, *_ = common
     d, slope = at(*common)
     return times((d - mean) * inverse, slope), slope
 

@@ -84,6 +84,12 @@ def _stacked(
             )
         return devices.gather(stats, axis_name)
     if isinstance(stats, NormStats):
+        if not jnp.ndim(stats.weight):
+            raise ValueError(
+                f"{caller}: the leaves of one NormStats must have a leading axis of "
+                "replicas. Received a scalar weight, that of a single replica; pass a "
+                "sequence of replicas, or axis_name inside pmap or shard_map."
+            )
         return stats
     if not stats:
         raise ValueError(f"{caller}: at least one replica is needed. Received none.")
@@ -162,6 +168,8 @@ def _pairs(
 
 
 def _wide(leaf: ArrayLike) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     # NumPy cannot subtract booleans, and knows no bfloat16.
     plain = array if array.dtype.kind in "fiuc" else array.astype(np.float64)

@@ -130,7 +130,7 @@ def update_stats(
     caller = "update_stats"
     decay = arguments.check_decay(decay, caller=caller)
     ddof = arguments.check_ddof(ddof, caller=caller)
-    arguments.check_update(stats, moments, caller=caller)
+    stats = arguments.check_update(stats, moments, caller=caller)
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
     if not stats.weight.ndim:

@@ -12,6 +12,7 @@ Numerics, in one place:
   list in the same order, so all of them hold the same bits.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
 
 from jaxnorm import arguments, devices, sums
 from jaxnorm.axes import AxisName
@@ -81,18 +83,23 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def deviations(
-    x: jax.Array, shift: jax.Array, weights: jax.Array | None
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return x - shift in the dtype of statistics, and where `x` is used.
+    x: jax.Array, shift: jax.Array, mean: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """Return x - shift in the dtype of statistics; `mean` is that of x - shift."""
+    return replace_unused(x.astype(shift.dtype) - shift, mean, x, weights)
 
-    An element of weight 0 that is not finite would spoil gradients through 0 * NaN; it
-    is taken to lie at the shift. `None` says that every element is used.
+
+def replace_unused(
+    v: jax.Array, mean: ArrayLike, x: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """Return `v`, and the mean where `x` is hidden (of weight 0) and not finite.
+
+    Such an element is taken to lie at the mean, wherever that moves. Anything else
+    would spoil outputs and gradients, through 0 * NaN.
     """
-    d = x.astype(shift.dtype) - shift
     if weights is None:
-        return d, None
-    used = (weights > 0) | jnp.isfinite(x)
-    return jnp.where(used, d, 0), used
+        return v
+    return jnp.where(_positive(weights) | jnp.isfinite(x), v, mean)
 
 
 def measure(
@@ -120,10 +127,11 @@ def measure(
     operands = x, sums.hold(spread(shift, over, x)), weights
     pair = sums.sum_pair(terms, operands, over.axis, pack_last_axis=apart)
     first, second = _sum_groups(pair, over, x)
-    mean = first * reciprocal(count)
     if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
-        mean = jnp.zeros_like(shift)
-    m2 = jnp.maximum(second - count * square(mean), 0)
+        mean, m2 = jnp.zeros_like(shift), second
+    else:  # rounded as seldom as may be: what is subtracted can be 4/5 of the sum
+        mean = first / jnp.where(count == 0, 1, count)
+        m2 = jnp.maximum(second - inner(first, mean), 0)
     return pool(ShiftedMoments(count, shift, mean, m2), over)
 
 
@@ -139,7 +147,8 @@ def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
         each = jnp.broadcast_to(
             each, (*before, groups, x.shape[axis] // groups, *after)
         )
-        return devices.shard_like(x, axis, each.reshape(*before, -1, *after))
+        each = each.reshape(*before, x.shape[axis], *after)
+        return devices.shard_like(x, axis, each)
 
     return jax.tree.map(repeat, tree)
 
@@ -165,7 +174,7 @@ def moment_tangents(
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
-        d, _ = deviations(x, shift, weights)
+        d = replace_unused(x.astype(shift.dtype) - shift, 0, x, weights)
         return _weigh(inner(d, t_x), weights), _weigh(t_x, weights)
 
     if t_x is not None and over.centered:
@@ -178,7 +187,7 @@ def moment_tangents(
         t_inner, _ = terms(t_x, x, moments.shift, weights)
         t_m2 += 2 * sums.hold(_sum(t_inner, over.axis))
     if t_weights is not None:
-        c = deviations(x, moments.shift, weights)[0] - moments.mean
+        c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
         t_sum += _sum(t_weights * c, over.axis)
         t_m2 += _sum(t_weights * square(c), over.axis)
     local = {"m2": t_m2}
@@ -213,10 +222,10 @@ def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> ja
     dtype = jnp.finfo(arguments.statistics_dtype(x.dtype)).dtype
     if weights is None:
         weights = jnp.ones((1,) * x.ndim, dtype)
-    repeats = 1
-    for a in axis:
-        repeats *= x.shape[a] if weights.shape[a] == 1 else 1
-    return jnp.sum(weights, axis, dtype, keepdims=True) * float(repeats)
+    repeats = math.prod(x.shape[a] for a in axis if weights.shape[a] == 1)
+    total = jnp.sum(weights, axis, dtype, keepdims=True)
+    # The product is symbolic where shapes are, as in jax.export.
+    return total * jnp.asarray(repeats, dtype)
 
 
 def _shift(
@@ -237,8 +246,10 @@ def _shift(
         total = _sum(_weigh(wide, weights), over.axis)
         return _sum_groups(total, over, x) * reciprocal(count), True
     near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=apart)
-    total = _sum_groups(near, over, x)
-    return total * (total.size / near.size), is_mean
+    if over.channel_groups is None:
+        return near, is_mean
+    axis, groups = over.channel_groups
+    return _sum_groups(near, over, x) * (groups / max(x.shape[axis], 1)), is_mean
 
 
 def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
@@ -249,8 +260,12 @@ def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
     """Return weights * x; what weight 0 covers is never multiplied."""
     if weights is None:
         return x
-    x = jnp.where(weights > 0, x, 0)
+    x = jnp.where(_positive(weights), x, 0)
     return x if weights.dtype == bool else x * weights
+
+
+def _positive(weights: jax.Array) -> jax.Array:
+    return weights if weights.dtype == bool else weights > 0
 
 
 def _settle(shift: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The number of slices; smaller for a half-precision array: XLA writes an array to
-# memory in float32 if one loop would convert it in more than 15 places.
-LEAST, MOST, MOST_HALF = 4, 16, 14
+# The number of slices; smaller where an array is of fewer than 32 bits: XLA writes it
+# to memory in float32 if one loop would convert it in more than 15 places.
+LEAST, MOST, MOST_NARROW = 4, 16, 14
 # In a transpose, where slices are taken of a product, that limit holds for all dtypes.
 MOST_PILED = 15
 # Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
@@ -36,14 +36,15 @@ class Cut(NamedTuple):
 
     XLA:CPU is slow to reduce complex numbers over several axes at once, and merging
     them after the fact is undone by its simplifier. Axes outside of the group are
-    reduced on their own, afterwards.
+    reduced on their own, afterwards. `narrow` says that an operand has fewer than 32
+    bits an element (half precision, a mask), which has to be converted.
     """
 
     shape: tuple[int, ...]
     group: Axis
     number: int
     size: int
-    half: bool
+    narrow: bool
 
     @property
     def start(self) -> int:
@@ -76,7 +77,7 @@ class Cut(NamedTuple):
         Many slices of half precision are of every n-th row, and so never far apart: the
         sizes that divide a whole tend to share the lines of a cache.
         """
-        every_nth = self.half and self.pile_number > 8 and not self.along_last_axis
+        every_nth = self.narrow and self.pile_number > 8 and not self.along_last_axis
         return self.start + every_nth
 
     @property
@@ -150,7 +151,9 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     None if that is short, or the arrays may be spread over devices.
     """
     x = operands[0]
-    if not x.size or jnp.iscomplexobj(x) or not axis or not _on_one_device():
+    if not axis or jnp.iscomplexobj(x) or not _on_one_device():
+        return None
+    if not all(isinstance(n, int) and n for n in x.shape):  # empty, or symbolic
         return None
     present = [v for v in operands if v is not None]
     groups = _groups([v.shape for v in present], axis)
@@ -158,10 +161,10 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     # Of several groups the longest, and the last axis only where there is no other.
     inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
     chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
-    half = any(v.dtype.itemsize < 4 for v in present)
+    narrow = any(v.dtype.itemsize < 4 for v in present)
     row = math.prod(x.shape[groups[chosen][-1] + 1 :]) * x.dtype.itemsize
-    best = _best(lengths[chosen], MOST_HALF if half else MOST, row)
-    return None if best is None else Cut(x.shape, groups[chosen], *best, half)
+    best = _best(lengths[chosen], MOST_NARROW if narrow else MOST, row)
+    return None if best is None else Cut(x.shape, groups[chosen], *best, narrow)
 
 
 def _best(length: int, most: int, row: int) -> tuple[int, int] | None:

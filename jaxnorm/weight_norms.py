@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -270,9 +271,16 @@ def _check_spectral(
             f"{caller}: kernel must have rank 2 or more. Received shape {kernel.shape};"
             " biases and scales have no singular values to divide by."
         )
-    if n_steps < 1:
+    if not isinstance(n_steps, int | np.integer) or n_steps < 1:
         raise ValueError(
-            f"{caller}: n_steps must be at least 1. Received n_steps={n_steps}."
+            f"{caller}: n_steps must be an integer, at least 1. Received "
+            f"n_steps={n_steps}."
+        )
+    if not isinstance(stats, SpectralStats):
+        raise TypeError(
+            f"{caller}: stats must be a SpectralStats. Received "
+            f"{type(stats).__name__}; start with init_spectral_stats(key, "
+            f"{kernel.shape[axis]})."
         )
     if math.prod(jnp.shape(stats.u)) != kernel.shape[axis]:
         raise ValueError(

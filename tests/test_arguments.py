@@ -131,8 +131,14 @@ ERRORS = {
     "decay that is not a number": (
         lambda: batch_norm(decay="slow"),
         TypeError,
-        "batch_norm: decay must be a number in [0, 1], or None for the equal-weight "
+        "batch_norm: decay must be one number in [0, 1], or None for the equal-weight "
         "average. Received decay='slow'.",
+    ),
+    "a decay for every feature": (
+        lambda: jn.update_stats(STATS, jn.compute_moments(X, 0), decay=jnp.ones(6)),
+        TypeError,
+        "update_stats: decay must be one number in [0, 1], or None for the "
+        "equal-weight average. Received decay with shape (6,).",
     ),
     "ddof of 2": (
         lambda: batch_norm(ddof=2),
@@ -145,6 +151,18 @@ ERRORS = {
         ValueError,
         "layer_norm: eps must be positive, or a constant input would be divided by "
         "zero. Received eps=0.0; the usual value is 1e-5.",
+    ),
+    "no eps": (
+        lambda: jn.rms_norm(X, eps=None),
+        TypeError,
+        "rms_norm: eps must be one real number. Received eps=None; the usual value is "
+        "1e-5.",
+    ),
+    "several eps": (
+        lambda: jn.layer_norm(X, eps=jnp.ones((7, 1, 1))),
+        TypeError,
+        "layer_norm: eps must be one real number. Received eps with shape (7, 1, 1); "
+        "the usual value is 1e-5.",
     ),
     "training that is no bool": (
         lambda: batch_norm(training=None),
@@ -163,6 +181,11 @@ ERRORS = {
         ValueError,
         "group_norm: num_groups must be positive and divide the number of channels. "
         "Received num_groups=4 for 6 channels; the divisors are [1, 2, 3, 6].",
+    ),
+    "a number of groups that is no integer": (
+        lambda: jn.group_norm(X, num_groups=2.0),
+        TypeError,
+        "group_norm: num_groups must be an integer. Received num_groups=2.0.",
     ),
     "group norm over two axes": (
         lambda: jn.group_norm(X, num_groups=1, feature_axis=(0, 1)),
@@ -233,6 +256,20 @@ ERRORS = {
         "init_stats: statistics need at least float32, or small updates are lost. "
         "Received dtype=bfloat16; the input may still be of half precision.",
     ),
+    "an update of statistics of half precision": (
+        lambda: batch_norm(stats=jax.tree.map(jnp.bfloat16, STATS)),
+        TypeError,
+        "update_stats: running statistics need at least float32, or small updates are "
+        "lost. Received stats.mean of bfloat16; leave them out where a model is "
+        "converted to half precision.",
+    ),
+    "a weight of another shape": (
+        lambda: batch_norm(stats=STATS._replace(weight=jnp.zeros(4))),
+        ValueError,
+        "batch_norm: stats.weight must be a scalar, or have one value a feature. "
+        "Received stats.weight with shape (4,) for stats.mean with shape (6,); 0 says "
+        "that there is no evidence yet.",
+    ),
     "negative prior weight": (
         lambda: jn.init_stats(6, prior_weight=-1),
         ValueError,
@@ -245,6 +282,20 @@ ERRORS = {
         "update_stats: moments must have the shape of the statistics. Received "
         "moments.mean with shape (4,) for stats with shape (6,); reduce every axis but "
         "the features.",
+    ),
+    "moments of sets that do not go together": (
+        lambda: jn.merge_moments(jn.compute_moments(X, 0), jn.compute_moments(X, 1)),
+        ValueError,
+        "merge_moments: moments of two sets must have shapes that broadcast. Received "
+        "(count, mean, m2) of shapes ((), (6,), (6,)) and ((), (4,), (4,)); reduce the "
+        "same axes of both.",
+    ),
+    "one replica where several are expected": (
+        lambda: jn.merge_stats(STATS),
+        ValueError,
+        "merge_stats: the leaves of one NormStats must have a leading axis of "
+        "replicas. Received a scalar weight, that of a single replica; pass a sequence "
+        "of replicas, or axis_name inside pmap or shard_map.",
     ),
     "unknown way to merge": (
         lambda: jn.merge_stats([STATS], method="median"),

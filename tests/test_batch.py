@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from tests import reference
@@ -173,3 +175,70 @@ def test_the_two_learned_numbers_undo_it():
     scale = jnp.sqrt(moments.var + 1e-5)
     y, _ = jn.batch_norm(X, jn.init_stats(5), scale, moments.mean, training=True)
     np.testing.assert_allclose(y, X, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_may_come_as_numbers_and_lists():
+    """As they do from a checkpoint of another library."""
+    plain = jn.NormStats([0.0] * 5, [1.0] * 5, 1.0)
+    arrays = jn.init_stats(5, prior_weight=1.0)
+    for training in (True, False):
+        expected = jn.batch_norm(X, arrays, training=training)
+        got = jn.batch_norm(X, plain, training=training)
+        chex.assert_trees_all_equal(got, expected)
+    moments = jn.compute_moments(X, (0, 1))
+    chex.assert_trees_all_equal(
+        jn.update_stats(plain, moments), jn.update_stats(arrays, moments)
+    )
+
+
+def test_evaluation_takes_statistics_of_half_precision_as_they_are():
+    stats = jn.NormStats(jnp.bfloat16(BIAS), jnp.bfloat16(SCALE**2), jnp.bfloat16(1))
+    y, same = jn.batch_norm(X, stats, training=False)
+    mean, var = (np.asarray(v, np.float64) for v in (stats.mean, stats.var))
+    np.testing.assert_allclose(y, (X - mean) / np.sqrt(var + 1e-5), rtol=2e-5)
+    chex.assert_trees_all_equal(same, stats)
+
+
+def test_a_traced_flag_where_every_device_has_statistics_of_its_own():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = RNG.normal(3, 2, (8, 6, 5)).astype(np.float32)
+
+    def step(x, training):
+        y, stats = jn.batch_norm(x, jn.init_stats(5), training=training)
+        return y, stats.mean[None]
+
+    for training in (True, False):
+        spread = jax.shard_map(
+            step, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+        )
+        y, means = jax.jit(spread)(x, training)
+        expected = [
+            jn.batch_norm(shard, jn.init_stats(5), training=training)
+            for shard in x[:, None]
+        ]
+        np.testing.assert_allclose(
+            y, np.concatenate([e[0] for e in expected]), atol=1e-5
+        )
+        np.testing.assert_allclose(means, [e[1].mean for e in expected], rtol=1e-5)
+
+
+def test_what_is_hidden_and_not_finite_gives_the_bias_on_every_device():
+    """Devices measure from shifts of their own; pooled, none of them is the mean."""
+    x = np.arange(16.0, dtype=np.float32)[:, None]
+    x[3] = np.nan
+    mask = np.arange(16)[:, None] != 3
+
+    def step(x, mask):
+        return jn.batch_norm(
+            x,
+            jn.init_stats(1),
+            None,
+            jnp.full(1, 5.0),
+            training=True,
+            weights=mask,
+            axis_name="data",
+        )[0]
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    spread = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_allclose(jax.jit(spread)(x, mask)[3], 5, rtol=1e-6)

@@ -61,6 +61,19 @@ def test_sorted_values_lose_no_digits():
     np.testing.assert_allclose(jn.compute_moments(step, 0).var, var, rtol=2e-6)
 
 
+@pytest.mark.parametrize("rows", [1000, 5003, 100_352])
+@pytest.mark.parametrize("part", [5, 8, 32])
+def test_values_that_hide_in_the_sample_cost_no_digits(rows, part):
+    """Every value that the shift is taken from is unlike the rest."""
+    for step in (3, 30, 1000):
+        x = RNG.normal(size=(rows, 4)).astype(np.float32)
+        for place in range(4):
+            start = place * (rows // 4)
+            x[start : start + rows // (4 * part)] += step
+        _, _, var = moments64(x, (0,))
+        np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=2e-6)
+
+
 def test_the_fast_variance_of_flax_fails_the_same_contract():
     x = samples(4096, 1e4)
     _, _, var = moments64(x, (0,))

@@ -308,3 +308,124 @@ def test_an_element_that_is_hidden_and_not_finite_is_a_constant():
     y, vjp = jax.vjp(lambda x: batch_norm(x, None, jnp.full(1, 0.5), mask), x)
     np.testing.assert_array_equal(y[2:], 0.5)
     np.testing.assert_array_equal(vjp(jnp.ones_like(y))[0][2:], 0)
+
+
+@pytest.mark.parametrize("masked", [0, 3], ids=["first", "later"])
+def test_what_is_hidden_and_not_finite_follows_the_mean(masked):
+    """Whatever the others hold, its output stays the bias: it has no derivative."""
+    x = np.random.default_rng(0).normal(5, 2, (200, 2)).astype(np.float32)
+    x[masked] = np.nan
+    mask = np.arange(200)[:, None] != masked
+    bias = np.float32([0.5, -2])
+
+    def hidden(x, scale):
+        return batch_norm(x, scale, bias, mask)[masked]
+
+    scale = np.float32([3, 0.1])
+    np.testing.assert_allclose(jax.jit(hidden)(x, scale), bias, rtol=1e-6)
+    for derivative in (jax.jacrev, jax.jacfwd):
+        for value in jax.jit(derivative(hidden, (0, 1)))(x, scale):
+            np.testing.assert_allclose(value, 0, atol=1e-6)
+    # The derivative with respect to its weight: it lies at the mean.
+    weights = mask.astype(np.float32)
+    pull = jax.grad(lambda w: jnp.sum(batch_norm(x, scale, bias, w)[5] ** 2))
+    there = x.copy()
+    there[masked] = x[mask[:, 0]].mean(0)
+    gradient = jax.grad(lambda w: jnp.sum(batch_norm(there, scale, bias, w)[5] ** 2))
+    np.testing.assert_allclose(pull(weights), gradient(weights), rtol=1e-3, atol=1e-4)
+
+
+NORMS_WITH_PARAMETERS = {
+    "batch": batch_norm,
+    "batch, a scale an example": lambda x, scale, bias: batch_norm(
+        x, jnp.broadcast_to(scale[:1], (len(x), 1)), bias
+    ),
+    "layer": layer_norm,
+    "rms": lambda x, scale, bias: jn.rms_norm(x, scale) + 0 * bias.sum(),
+    "evaluation": lambda x, scale, bias: jn.normalize(x, bias, scale, scale, bias),
+}
+
+
+@pytest.mark.parametrize("name", NORMS_WITH_PARAMETERS)
+@pytest.mark.parametrize("dtypes", ["bbb", "fbb", "bfb", "ffb", "hhh", "fdf", "ffd"])
+def test_parameters_may_have_another_dtype_than_the_input(name, dtypes):
+    """Half precision, double precision, and one of each; outputs and gradients."""
+    kinds = {"f": "float32", "b": "bfloat16", "h": "float16", "d": "float64"}
+    rng = np.random.default_rng(0)
+    values = rng.normal(1, 2, (256, 8)), *rng.uniform(0.5, 2, (2, 8))
+    norm = NORMS_WITH_PARAMETERS[name]
+
+    def loss(x, scale, bias):
+        return jnp.sum(jnp.sin(norm(x, scale, bias).astype(jnp.float32)))
+
+    with jax.enable_x64("d" in dtypes):
+        args = [
+            jnp.asarray(value, kinds[kind])
+            for value, kind in zip(values, dtypes, strict=True)
+        ]
+        got = jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
+        chex.assert_trees_all_equal_shapes_and_dtypes(got, tuple(args))
+    wide = [np.asarray(arg, np.float64) for arg in args]
+    with jax.enable_x64(True):
+        expected = jax.jit(jax.grad(loss, (0, 1, 2)))(*wide)
+    for value, exact in zip(got, expected, strict=True):
+        unit = float(jnp.finfo(value.dtype).eps) + 1e-5
+        # The output of a half-precision input is rounded before its sine is taken.
+        unit = max(unit, float(jnp.finfo(args[0].dtype).eps))
+        np.testing.assert_allclose(
+            np.asarray(value, np.float64), exact, atol=4 * unit * np.abs(exact).max()
+        )
+
+
+def test_nothing_to_normalize_is_no_error():
+    assert jn.layer_norm(jnp.zeros((0, 8))).shape == (0, 8)
+    assert jn.group_norm(jnp.zeros((0, 4, 8)), num_groups=2).shape == (0, 4, 8)
+    assert jn.instance_norm(jnp.zeros((0, 4, 8))).shape == (0, 4, 8)
+    y, stats = jn.batch_norm(jnp.zeros((4, 0)), jn.init_stats(0), training=True)
+    assert y.shape == (4, 0) and stats.mean.shape == (0,)
+    assert jn.compute_moments(jnp.zeros((4, 0)), 0).var.shape == (0,)
+    pull = jax.grad(lambda x: jnp.sum(jn.layer_norm(x)))
+    assert pull(jnp.zeros((0, 8))).shape == (0, 8)
+
+
+def test_arrays_of_rank_0():
+    def f(x):
+        return jn.normalize(x, 1.0, 4.0, 3.0, feature_axis=())
+
+    np.testing.assert_allclose(f(jnp.float32(5)), 6, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(f)(jnp.float32(5)), 1.5, rtol=1e-5)
+
+    def pooled(x):
+        moments = jn.compute_moments(x, (), axis_name="i")
+        y, _ = jn.batch_norm(
+            x, jn.init_stats(()), training=True, feature_axis=(), axis_name="i"
+        )
+        return moments.var, y
+
+    var, y = jax.vmap(pooled, axis_name="i")(jnp.arange(4.0))
+    np.testing.assert_allclose(var, 1.25)
+    np.testing.assert_allclose(y, (np.arange(4) - 1.5) / np.sqrt(1.25), rtol=1e-5)
+
+
+def test_statistics_of_half_precision_are_widened_first():
+    x, mean, var = jnp.float32([[1.0]]), jnp.zeros(1, jnp.float16), jnp.bfloat16([3.0])
+    y = jn.normalize(x, mean, var)
+    np.testing.assert_allclose(y, 1 / np.sqrt(3 + 1e-5), rtol=1e-6)
+    assert np.all(np.isfinite(jn.normalize(x, mean, mean, eps=1e-9)))
+
+
+def test_an_infinite_bias_is_an_infinite_output():
+    y = batch_norm(np.float32([[1, 1], [2, 2]]), None, jnp.array([jnp.inf, 0]))
+    np.testing.assert_array_equal(y[:, 0], np.inf)
+    assert np.all(np.isfinite(y[:, 1]))
+
+
+@every_family
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_no_dtype_is_promoted_implicitly(case, dtype):
+    x, scale, bias = (jnp.asarray(v, dtype) for v in case.inputs())
+    mask = jnp.asarray(case.weights() > 0)
+    with jax.numpy_dtype_promotion("strict"):
+        for weights in (None, mask):
+            y, vjp = jax.vjp(lambda *args, w=weights: case(*args, w), x, scale, bias)
+            vjp(y)

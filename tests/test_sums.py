@@ -149,14 +149,24 @@ def test_an_array_that_may_be_sharded_is_not_cut(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("rows", "size"), [(3, 0), (4, 1), (49, 8), (800, 8), (20000, 160)]
+    ("rows", "dtype", "size"),
+    [
+        (3, jnp.float32, 0),
+        (4, jnp.float32, 1),
+        (49, jnp.float32, 8),
+        (800, jnp.float32, 48),
+        (20000, jnp.float32, 1008),
+        (20000, jnp.bfloat16, 160),
+    ],
 )
-def test_the_approximate_mean_is_near(rows, size):
-    x = np.sort(RNG.normal(5, 1, (rows, 3)).astype(np.float32), 0)
+def test_the_approximate_mean_is_near(rows, dtype, size):
+    x = np.sort(RNG.normal(5, 1, (rows, 3)), 0).astype(dtype)
     near, is_mean = sums.approximate_mean(jnp.asarray(x), (0,))
+    x = x.astype(np.float32)
     assert is_mean == (size == 0)
-    assert np.all(np.abs(near - x.mean(0)) <= np.sqrt(31) * x.std(0))
-    assert is_mean or 4 * size >= rows / 32
+    part = 5 if dtype == jnp.float32 else 32
+    assert np.all(np.abs(near - x.mean(0)) <= np.sqrt(part - 1) * x.std(0))
+    assert is_mean or 4 * size >= rows / part
     taken = np.concatenate([x[i * (rows // 4) :][:size] for i in range(4)])
     expected = x if is_mean else taken
     np.testing.assert_allclose(near[0], expected.mean(0), rtol=1e-6)
@@ -180,7 +190,7 @@ def test_a_row_in_two_slices_is_left_out_of_one():
 
 
 def test_what_is_held_is_as_it_was():
-    x = jnp.asarray([0.0, -0.0, 1e-37, -3.4e38, 0.1, jnp.nan], jnp.float32)
+    x = jnp.asarray([0.0, -0.0, 1e-37, -3.4e38, 0.1, jnp.nan, jnp.inf, -jnp.inf])
     held = jax.jit(sums.hold)(x)
     np.testing.assert_array_equal(np.signbit(held), np.signbit(x))
     np.testing.assert_array_equal(held, x)

@@ -148,6 +148,13 @@ def test_replicas_along_an_axis_are_told_apart():
         check_replicas(same, stacked=True, atol=1)
 
 
+def test_random_keys_are_compared_too():
+    keys = jax.random.split(jax.random.key(0), 2)
+    check_replicas({"key": jnp.stack([keys[0]] * 2)}, stacked=True)
+    with pytest.raises(ValueError, match="'key'"):
+        check_replicas({"key": keys}, stacked=True)
+
+
 def test_shards_of_one_array_are_no_replicas():
     """Only what is held twice is compared, also where an array is spread out."""
     mesh = make_mesh(PMAP, {"data": 2, "model": 4})

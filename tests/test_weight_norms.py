@@ -186,7 +186,17 @@ def test_half_precision_is_computed_in_float32():
         (
             lambda: spectral_norm(KERNEL, STATS, training=True, n_steps=0),
             ValueError,
-            "n_steps must be at least 1",
+            "n_steps must be an integer, at least 1. Received n_steps=0",
+        ),
+        (
+            lambda: spectral_norm(KERNEL, STATS, training=True, n_steps=1.5),
+            ValueError,
+            "n_steps must be an integer, at least 1. Received n_steps=1.5",
+        ),
+        (
+            lambda: spectral_norm(KERNEL, None, training=True),
+            TypeError,
+            r"stats must be a SpectralStats. Received NoneType; start with init_spec",
         ),
         (
             lambda: spectral_norm(KERNEL, STATS, training=None),

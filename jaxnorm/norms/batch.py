@@ -7,7 +7,7 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, devices
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.moments import collapse
@@ -108,7 +108,7 @@ def batch_norm(
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
-    arguments.check_stats(stats, x, features, caller=caller)
+    stats = arguments.check_stats(stats, x, features, caller=caller)
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
@@ -133,4 +133,6 @@ def batch_norm(
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)
+    if axis_name is None:  # each device has its own, from either branch
+        stats = devices.vary(stats, x)
     return lax.cond(training, train, evaluate, operands, stats)

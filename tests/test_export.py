@@ -1,0 +1,43 @@
+"""Programs that are exported for a batch of any size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jaxnorm as jn
+
+pytestmark = pytest.mark.usefixtures("way_to_sum")
+
+
+def batch(x):
+    return jn.batch_norm(x, jn.init_stats(6), training=True)
+
+
+NORMS = {
+    "batch": batch,
+    "batch, weighted": lambda x: jn.batch_norm(
+        x, jn.init_stats(6), training=True, weights=x[..., :1] > -1
+    ),
+    "evaluation": lambda x: jn.batch_norm(x, jn.init_stats(6), training=False),
+    "layer": jn.layer_norm,
+    "rms": jn.rms_norm,
+    "group": lambda x: jn.group_norm(x, num_groups=2),
+    "instance": jn.instance_norm,
+    "gradient of batch": jax.grad(lambda x: jnp.sum(batch(x)[0] ** 3)),
+    "gradient of layer": jax.grad(lambda x: jnp.sum(jn.layer_norm(x) ** 3)),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_the_sizes_of_batch_and_space_may_be_symbols(name):
+    sizes = export.symbolic_shape("b, n, 6")
+    norm = jax.jit(NORMS[name])
+    exported = export.export(norm)(jax.ShapeDtypeStruct(sizes, jnp.float32))
+    for shape in ((2, 3, 6), (40, 5, 6)):
+        x = np.random.default_rng(0).normal(3, 2, shape).astype(np.float32)
+        for got, expected in zip(
+            jax.tree.leaves(exported.call(x)), jax.tree.leaves(norm(x)), strict=True
+        ):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
