@@ -7,7 +7,7 @@ from flax import linen as nn
 from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike
 
-from jaxnorm import flax_shared as shared
+from jaxnorm.flax_shared import inputs
 
 STATS = "batch_stats"
 
@@ -35,9 +35,9 @@ class Norm(nn.Module):
             own = None
             if getattr(self, f"use_{name}", False):
                 init = getattr(self, f"{name}_init")
-                shape = shared.sizes_of(x, features)
+                shape = inputs.sizes_of(x, features)
                 own = self.param(name, init, shape, self.param_dtype)
-            return shared.parameter(label_of(self), name, x, features, own, given)
+            return inputs.parameter(label_of(self), name, x, features, own, given)
 
         gamma, beta = find("scale", scale), find("bias", bias)
         return gamma, beta, canonicalize_dtype(x, gamma, beta, dtype=self.dtype)

@@ -9,9 +9,9 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes, AxisGroups, AxisName
-from jaxnorm.flax_shared import MOMENTUM
+from jaxnorm.flax_shared import batch, inputs
+from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.linen.base import STATS, Norm, label_of
 from jaxnorm.running import NormStats
 
@@ -100,20 +100,20 @@ class BatchNorm(Norm):
         evaluating: Any = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        training = shared.opposite(evaluating)
-        x = shared.check_input(label, x, self.dtype)
-        features = shared.axes_of(label, x, self.axis, "axis")
+        training = inputs.opposite(evaluating)
+        x = inputs.check_input(label, x, self.dtype)
+        features = inputs.axes_of(label, x, self.axis, "axis")
         self._check_collection(training)
-        stats = shared.first_stats(self, shared.sizes_of(x, features), x.dtype)
-        names = NormStats._fields[: 3 if shared.has_weight(self) else 2]
+        stats = batch.first_stats(self, inputs.sizes_of(x, features), x.dtype)
+        names = NormStats._fields[: 3 if batch.has_weight(self) else 2]
         stored = {
             name: self.variable(STATS, name, lambda leaf: leaf, getattr(stats, name))
             for name in names
         }
         stats = stats._replace(**{name: stored[name].value for name in names})
-        shared.check_stats(label, x, features, stats)
+        batch.check_stats(label, x, features, stats)
         gamma, beta, dtype = self._parameters(x, features, scale, bias)
-        y, stats = shared.normalize_batch(
+        y, stats = batch.normalize_batch(
             self,
             label,
             x,

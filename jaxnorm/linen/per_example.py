@@ -7,9 +7,9 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 from jax.typing import ArrayLike
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes, AxisGroups, AxisName
-from jaxnorm.flax_shared import Plan
+from jaxnorm.flax_shared import inputs, per_example
+from jaxnorm.flax_shared.per_example import Plan
 from jaxnorm.linen.base import Norm, label_of
 
 
@@ -41,10 +41,10 @@ class PerExample(Norm):
           ValueError: if shapes disagree, or an axis does not exist.
         """
         label = label_of(self)
-        x = shared.check_input(label, x, self.dtype)
+        x = inputs.check_input(label, x, self.dtype)
         plan = self._plan(label, x)
         gamma, beta, dtype = self._parameters(x, plan.features, scale, bias)
-        return shared.normalize(
+        return per_example.normalize(
             self,
             label,
             x,
@@ -101,7 +101,7 @@ class LayerNorm(PerExample):
 
     @nn.nowrap
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.layer_plan(label, x, self.reduction_axes, self.feature_axes)
+        return per_example.layer_plan(label, x, self.reduction_axes, self.feature_axes)
 
 
 class RMSNorm(PerExample):
@@ -140,7 +140,7 @@ class RMSNorm(PerExample):
 
     @nn.nowrap
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.layer_plan(
+        return per_example.layer_plan(
             label, x, self.reduction_axes, self.feature_axes, centered=False
         )
 
@@ -188,7 +188,7 @@ class GroupNorm(PerExample):
 
     @nn.nowrap
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.group_plan(
+        return per_example.group_plan(
             label,
             x,
             self.num_groups,
@@ -235,4 +235,4 @@ class InstanceNorm(PerExample):
 
     @nn.nowrap
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.instance_plan(label, x, self.feature_axes)
+        return per_example.instance_plan(label, x, self.feature_axes)

@@ -10,8 +10,8 @@ from flax import linen as nn
 from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes
+from jaxnorm.flax_shared import inputs, weight_norms
 from jaxnorm.linen.base import STATS, Norm, label_of
 from jaxnorm.weight_norms import SpectralStats
 
@@ -96,10 +96,10 @@ class SpectralNorm(Reparametrized):
           What the layer returns.
         """
 
-        update = shared.flag(update_stats)
+        update = inputs.flag(update_stats)
 
         def change(path: str, kernel: jax.Array) -> jax.Array:
-            if not shared.has_spectrum(self, kernel, "Input"):
+            if not weight_norms.has_spectrum(self, kernel, "Input"):
                 return kernel
             collection = self.collection_name
             has_u = self.has_variable(collection, f"{path}/u")
@@ -115,7 +115,7 @@ class SpectralNorm(Reparametrized):
                 collection, f"{path}/sigma", jnp.ones, (), self.param_dtype
             )
             stats = SpectralStats(u.value, sigma.value)
-            kernel, stats = shared.spectrally_normalized(
+            kernel, stats = weight_norms.spectrally_normalized(
                 self, label_of(self), kernel, stats, update
             )
             if update is not False:
@@ -180,10 +180,10 @@ class WeightNorm(Reparametrized):
                 return kernel
             scale = None
             if self.use_scale:
-                shape = shared.weight_scale_shape(self, label_of(self), kernel)
+                shape = weight_norms.scale_shape(self, label_of(self), kernel)
                 scale = self.param(
                     f"{path}/scale", self.scale_init, shape, self.param_dtype
                 )
-            return shared.length_normalized(self, label_of(self), kernel, scale)
+            return weight_norms.length_normalized(self, label_of(self), kernel, scale)
 
         return self._call(change, *args, **kwargs)

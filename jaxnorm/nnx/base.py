@@ -13,9 +13,9 @@ from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import AxisGroups, AxisName
-from jaxnorm.flax_shared import Plan
+from jaxnorm.flax_shared import inputs, per_example
+from jaxnorm.flax_shared.per_example import Plan
 
 Metadata = Mapping[str, Any]
 NO_METADATA: Metadata = MappingProxyType({})
@@ -71,12 +71,12 @@ class Norm(nnx.Module):
           ValueError: if shapes disagree, or an axis does not exist.
         """
         label = self._label
-        x = shared.check_input(label, x, self.dtype)
+        x = inputs.check_input(label, x, self.dtype)
         plan = self._plan(label, x)
         gamma, beta = self._parameters(label, x, plan.features, scale, bias)
         own = (gamma, beta) if hasattr(self, "bias") else (gamma,)
         dtype = self._output_dtype(x, *own)
-        return shared.normalize(
+        return per_example.normalize(
             self, label, x, plan, gamma, beta, mask=mask, dtype=dtype
         )
 
@@ -110,12 +110,12 @@ class Norm(nnx.Module):
         bias: ArrayLike | None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """Return scale and bias of the rank of `x`."""
-        shared.check_num_features(label, x, features, math.prod(self._shape))
+        inputs.check_num_features(label, x, features, math.prod(self._shape))
 
         def find(name: str, given: ArrayLike | None) -> jax.Array | None:
             variable = getattr(self, name, None)
             own = None if variable is None else variable[...]
-            return shared.parameter(label, name, x, features, own, given)
+            return inputs.parameter(label, name, x, features, own, given)
 
         return find("scale", scale), find("bias", bias)
 

@@ -8,9 +8,9 @@ from flax import nnx
 from flax.nnx.module import first_from
 from jax.typing import ArrayLike
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes
-from jaxnorm.flax_shared import MOMENTUM
+from jaxnorm.flax_shared import batch, inputs
+from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.nnx.base import AffineNorm
 from jaxnorm.running import NormStats
 
@@ -61,10 +61,10 @@ class BatchNorm(AffineNorm):
         """Make the variables."""
         # The input is not known yet; only `dtype` announces a complex or float64 one.
         dtype = jnp.float32 if self.dtype is None else self.dtype
-        stats = shared.first_stats(self, self._shape, dtype)
+        stats = batch.first_stats(self, self._shape, dtype)
         self.mean = nnx.BatchStat(stats.mean)
         self.var = nnx.BatchStat(stats.var)
-        if shared.has_weight(self):
+        if batch.has_weight(self):
             self.weight = nnx.BatchStat(stats.weight)
         super().__post_init__(*init)
 
@@ -102,16 +102,16 @@ class BatchNorm(AffineNorm):
             error_msg=f"{label}: No `use_running_average` argument was provided; pass "
             "it to the constructor or to the call, or use train(), eval() or nnx.view.",
         )
-        training = shared.opposite(evaluating)
-        x = shared.check_input(label, x, self.dtype)
-        features = shared.axes_of(label, x, self.axis, "axis")
+        training = inputs.opposite(evaluating)
+        x = inputs.check_input(label, x, self.dtype)
+        features = inputs.axes_of(label, x, self.axis, "axis")
         gamma, beta = self._parameters(label, x, features, scale, bias)
         stats = NormStats(self.mean[...], self.var[...], jnp.ones(()))
-        names = NormStats._fields[: 3 if shared.has_weight(self) else 2]
+        names = NormStats._fields[: 3 if batch.has_weight(self) else 2]
         stats = stats._replace(**{name: getattr(self, name)[...] for name in names})
-        shared.check_stats(label, x, features, stats)
+        batch.check_stats(label, x, features, stats)
         dtype = self._output_dtype(x, stats.mean, stats.var, gamma, beta)
-        y, stats = shared.normalize_batch(
+        y, stats = batch.normalize_batch(
             self,
             label,
             x,

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes
-from jaxnorm.flax_shared import Plan
+from jaxnorm.flax_shared import per_example
+from jaxnorm.flax_shared.per_example import Plan
 from jaxnorm.nnx.base import AffineNorm, Norm
 
 
@@ -42,7 +42,7 @@ class LayerNorm(AffineNorm):
     feature_axes: Axes = -1
 
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.layer_plan(label, x, self.reduction_axes, self.feature_axes)
+        return per_example.layer_plan(label, x, self.reduction_axes, self.feature_axes)
 
 
 @nnx.dataclass(eq=False, kw_only=True)
@@ -73,7 +73,7 @@ class RMSNorm(Norm):
     feature_axes: Axes = -1
 
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.layer_plan(
+        return per_example.layer_plan(
             label, x, self.reduction_axes, self.feature_axes, centered=False
         )
 
@@ -114,14 +114,14 @@ class GroupNorm(AffineNorm):
     def __post_init__(self, *init: Any) -> None:
         """Make the variables."""
         channels = math.prod(self._shape)
-        self.num_groups = shared.count_groups(
+        self.num_groups = per_example.count_groups(
             self._label, channels, self.num_groups, self.group_size
         )
         self.group_size = channels // self.num_groups
         super().__post_init__(*init)
 
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.group_plan(
+        return per_example.group_plan(
             label, x, self.num_groups, None, self.reduction_axes, self.feature_axis
         )
 
@@ -153,4 +153,4 @@ class InstanceNorm(AffineNorm):
     feature_axes: Axes = -1
 
     def _plan(self, label: str, x: jax.Array) -> Plan:
-        return shared.instance_plan(label, x, self.feature_axes)
+        return per_example.instance_plan(label, x, self.feature_axes)

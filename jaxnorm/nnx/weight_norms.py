@@ -11,8 +11,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
-from jaxnorm import flax_shared as shared
 from jaxnorm.axes import Axes
+from jaxnorm.flax_shared import inputs, weight_norms
 from jaxnorm.weight_norms import SpectralStats
 
 Path = tuple[Any, ...]
@@ -109,13 +109,13 @@ class SpectralNorm(nnx.Module):
           What the layer returns.
         """
         given = not self.use_running_average if update_stats is None else update_stats
-        update = shared.flag(given)
+        update = inputs.flag(given)
 
         def change(path: Path, kernel: nnx.Variable[Any]) -> jax.Array | None:
             if not self._has_spectrum(kernel):
                 return None
             u, sigma = (self._stat((*path, name)) for name in ("u", "sigma"))
-            changed, stats = shared.spectrally_normalized(
+            changed, stats = weight_norms.spectrally_normalized(
                 self,
                 type(self).__name__,
                 kernel[...],
@@ -131,7 +131,7 @@ class SpectralNorm(nnx.Module):
             return self.layer_instance(x)
 
     def _has_spectrum(self, kernel: nnx.Variable[Any]) -> bool:
-        return shared.has_spectrum(self, kernel, "Layer instance parameter")
+        return weight_norms.has_spectrum(self, kernel, "Layer instance parameter")
 
     def _stat(self, path: Path) -> nnx.Variable[Any]:
         return _found(self, self.batch_stats, path)
@@ -190,7 +190,7 @@ class WeightNorm(nnx.Module):
             nnx.state(self.layer_instance, nnx.Param)
         ):
             if self.variable_filter(path, kernel):
-                shape = shared.weight_scale_shape(self, type(self).__name__, kernel)
+                shape = weight_norms.scale_shape(self, type(self).__name__, kernel)
                 value = self.scale_init(rngs.params(), shape, self.param_dtype)
                 scales[path] = nnx.Param(value)
         self.scales = nnx.data(scales)
@@ -213,7 +213,7 @@ class WeightNorm(nnx.Module):
             scale = None
             if self.scales is not None:
                 scale = _found(self, self.scales, path)[...]
-            return shared.length_normalized(
+            return weight_norms.length_normalized(
                 self, type(self).__name__, kernel[...], scale
             )
 

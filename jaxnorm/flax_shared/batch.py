@@ -1,0 +1,102 @@
+"""BatchNorm: where its running statistics start, and how it moves or uses them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxnorm import arguments
+from jaxnorm.flax_shared import inputs
+from jaxnorm.norms.batch import batch_norm
+from jaxnorm.running import NormStats, init_stats
+
+MOMENTUM = "momentum"  # the default of `decay`: what Flax's `momentum` says
+
+
+def decay_of(module: Any) -> Any:
+    """Return the decay: `momentum`, unless the functional word is used."""
+    return module.momentum if isinstance(module.decay, str) else module.decay
+
+
+def has_weight(module: Any) -> bool:
+    """Whether running statistics say how much evidence they hold.
+
+    Without, they are Flax's average from (0, 1), which holds a full weight of 1.
+    """
+    return module.debias or decay_of(module) is None
+
+
+def first_stats(module: Any, sizes: tuple[int, ...], dtype: Any) -> NormStats:
+    """Return the running statistics that a BatchNorm starts with."""
+    prior_weight = 0.0 if has_weight(module) else 1.0
+    dtype = arguments.statistics_dtype(dtype)
+    return init_stats(sizes, prior_weight=prior_weight, dtype=dtype)
+
+
+def check_stats(
+    label: str, x: jax.Array, features: tuple[int, ...], stats: NormStats
+) -> None:
+    """Raise unless the running statistics are those of this layer."""
+    sizes = inputs.sizes_of(x, features)
+    if stats.mean.shape != sizes or stats.var.shape != sizes:
+        raise ValueError(
+            f"{label}: the running statistics must have shape {sizes}, the sizes of "
+            f"axes {features} of x. Received a mean with shape {stats.mean.shape} and "
+            f"a variance with shape {stats.var.shape} for x with shape {x.shape}; they "
+            "may be those of another layer, or of another model."
+        )
+
+
+def normalize_batch(
+    module: Any,
+    label: str,
+    x: jax.Array,
+    stats: NormStats,
+    scale: jax.Array | None,
+    bias: jax.Array | None,
+    *,
+    training: bool | jax.Array,
+    mask: ArrayLike | None,
+    dtype: Any,
+    synchronize: bool = True,
+) -> tuple[jax.Array, NormStats]:
+    """Normalize by the batch or by running statistics."""
+    features = inputs.axes_of(label, x, module.axis, "axis")
+    # Evaluation looks at no batch; as in Flax it runs where no device axis is bound.
+    pooling = synchronize and training is not False
+    name = module.axis_name if pooling else None
+    # Statistics in half precision, or real ones of complex input, come from elsewhere.
+    mean_dtype = jnp.promote_types(
+        arguments.statistics_dtype(x.dtype), stats.mean.dtype
+    )
+    if not jnp.iscomplexobj(x):
+        mean_dtype = arguments.statistics_dtype(stats.mean.dtype)
+    stats = NormStats(
+        stats.mean.astype(mean_dtype),
+        stats.var.astype(arguments.statistics_dtype(stats.var.dtype)),
+        stats.weight,
+    )
+    alone = len(features) == x.ndim and name is None
+    if alone:  # give it an axis to reduce
+        x = x[None]
+        scale = None if scale is None else scale[None]
+        bias = None if bias is None else bias[None]
+        features = tuple(axis + 1 for axis in features)
+    with inputs.errors_named(label):
+        y, stats = batch_norm(
+            x,
+            stats,
+            scale,
+            bias,
+            training=training,
+            decay=decay_of(module),
+            eps=module.epsilon,
+            feature_axis=features,
+            weights=mask,
+            axis_name=name,
+            axis_index_groups=module.axis_index_groups if pooling else None,
+            ddof=module.ddof,
+            dtype=dtype,
+        )
+    return (y[0] if alone else y), stats

@@ -1,0 +1,59 @@
+"""SpectralNorm and WeightNorm: the kernels they apply to, and what becomes of them."""
+
+from typing import Any
+
+import jax
+from flax.linen.dtypes import canonicalize_dtype
+
+from jaxnorm.flax_shared import inputs
+from jaxnorm.weight_norms import SpectralStats, spectral_norm, weight_norm
+
+
+def spectrally_normalized(
+    module: Any,
+    label: str,
+    kernel: jax.Array,
+    stats: SpectralStats,
+    update: bool | jax.Array,
+) -> tuple[jax.Array, SpectralStats]:
+    """Divide a kernel by its largest singular value."""
+    dtype = canonicalize_dtype(kernel, *stats, dtype=module.dtype)
+    with inputs.errors_named(label):
+        return spectral_norm(
+            kernel,
+            stats,
+            training=update,
+            n_steps=module.n_steps,
+            eps=module.epsilon,
+            dtype=dtype,
+        )
+
+
+def has_spectrum(module: Any, kernel: Any, what: str) -> bool:
+    """Whether spectral norm applies: not to biases, nor with no step to take."""
+    if kernel.ndim <= 1 or module.n_steps < 1:
+        return False
+    if kernel.ndim > 2 and module.error_on_non_matrix:
+        raise ValueError(f"{what} is {kernel.ndim}D but error_on_non_matrix is True")
+    return True
+
+
+def scale_shape(module: Any, label: str, kernel: Any) -> tuple[int, ...]:
+    """Return the shape of the lengths that weight norm learns."""
+    given = () if module.feature_axes is None else module.feature_axes
+    return inputs.sizes_of(kernel, inputs.axes_of(label, kernel, given, "feature_axes"))
+
+
+def length_normalized(
+    module: Any, label: str, kernel: jax.Array, scale: jax.Array | None
+) -> jax.Array:
+    """Give a kernel the lengths `scale`."""
+    dtype = canonicalize_dtype(kernel, scale, dtype=module.dtype)
+    with inputs.errors_named(label):
+        return weight_norm(
+            kernel,
+            scale,
+            feature_axis=module.feature_axes,
+            eps=module.epsilon,
+            dtype=dtype,
+        )
