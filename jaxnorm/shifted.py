@@ -129,9 +129,12 @@ def measure(
     first, second = _sum_groups(pair, over, x)
     if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
         mean, m2 = jnp.zeros_like(shift), second
-    else:  # rounded as seldom as may be: what is subtracted can be 4/5 of the sum
+    else:
         mean = first / jnp.where(count == 0, 1, count)
-        m2 = jnp.maximum(second - inner(first, mean), 0)
+        # What is subtracted can be 4/5 of the sum, and is rounded as seldom as may be;
+        # where it is small, in the way that is faster.
+        excess = count * square(mean) if is_mean else inner(first, mean)
+        m2 = jnp.maximum(second - excess, 0)
     return pool(ShiftedMoments(count, shift, mean, m2), over)
 
 
