@@ -49,6 +49,7 @@ from jaxnorm.shifted import (
     reciprocal,
     replace_unused,
     spread,
+    spread_moments,
 )
 
 
@@ -157,7 +158,7 @@ def normalize_by_moments(
     """
     x, weights, scale, bias, eps, add = operands
     pooled = measure(x, weights, over, apart=output.apart)
-    moments = spread(pooled, over, x)
+    moments = spread_moments(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
     if x.ndim - 1 not in over.axis and within(inverse, scale, bias):
@@ -195,7 +196,7 @@ def _differentiate(
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Return the tangents of the output and of the moments. A tangent of None is 0."""
     x, weights = operands.x, operands.weights
-    moments = spread(pooled, over, x)
+    moments = spread_moments(pooled, over, x)
     t_x = tangents.x
     if t_x is not None:
         t_x = t_x.astype(moments.shift.dtype)

@@ -112,6 +112,8 @@ def update_stats(
       NormStats of the same shapes and dtypes as `stats`.
 
     Raises:
+      TypeError: if `stats` is no NormStats, or of half precision, or `decay` is no
+        number.
       ValueError: if `decay` is outside [0, 1], or `ddof` is neither 0 nor 1, or the
         shapes of `moments` and `stats` disagree.
 

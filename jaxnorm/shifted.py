@@ -156,6 +156,14 @@ def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     return jax.tree.map(repeat, tree)
 
 
+def spread_moments(
+    pooled: ShiftedMoments, over: Reduction, x: jax.Array
+) -> ShiftedMoments:
+    """Give every channel of `x` the moments of its group; the shift computed once."""
+    moments = spread(pooled, over, x)
+    return moments._replace(shift=sums.hold(moments.shift))
+
+
 def moment_tangents(
     x: jax.Array,
     weights: jax.Array | None,
@@ -173,7 +181,7 @@ def moment_tangents(
     Linear in the tangents, with one collective; so its transpose has one as well. A
     tangent of None is zero.
     """
-    moments = spread(pooled, over, x)
+    moments = spread_moments(pooled, over, x)
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
@@ -183,12 +191,12 @@ def moment_tangents(
     if t_x is not None and over.centered:
         operands = x, moments.shift, weights
         pair = sums.linear_sum_pair(terms, t_x, operands, over.axis)
-        t_inner, t_d = map(sums.hold, pair)
+        t_inner, t_d = map(sums.hold_cotangent, pair)
         t_sum += t_d
         t_m2 += 2 * (t_inner - inner(moments.mean, t_d))
     elif t_x is not None:
         t_inner, _ = terms(t_x, x, moments.shift, weights)
-        t_m2 += 2 * sums.hold(_sum(t_inner, over.axis))
+        t_m2 += 2 * sums.hold_cotangent(_sum(t_inner, over.axis))
     if t_weights is not None:
         c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
         t_sum += _sum(t_weights * c, over.axis)

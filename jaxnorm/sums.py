@@ -27,6 +27,7 @@ from jaxnorm import arguments, devices, slices
 from jaxnorm.slices import Axis, Operands
 
 Pair = tuple[jax.Array, jax.Array]
+Small = Callable[[jax.Array], jax.Array]
 
 
 def sum_pair(
@@ -87,7 +88,7 @@ def combine(
     present = [v for v in (p, q, *jax.eval_shape(f, *operands)) if v is not None]
     dtype = jnp.result_type(*(v.dtype for v in present))
     p, q = (v.astype(dtype) for v in jnp.broadcast_arrays(p, q))
-    p, q = devices.vary_like(operands, p, q)
+    p, q = map(hold, devices.vary_like(operands, p, q))
     constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
     cut = slices.cut(operands, constant)
     if cut is None or not cut.pile_number:
@@ -146,15 +147,12 @@ def hold(x: jax.Array) -> jax.Array:
     with, but never a quotient. This one is `x` exactly, which XLA may not assume.
     (What has size 1 along the last axis is computed once per row anyway.)
     """
-    if not x.ndim or x.shape[-1] == 1 or jnp.iscomplexobj(x):
-        return x
+    return _solve_for(x, _quotient, lambda x: x)
 
-    def solve(_: Any, x: jax.Array) -> jax.Array:
-        return lax.platform_dependent(
-            x, cpu=lambda x: x / (1 + 0 * jnp.clip(x, -1, 1)), default=lambda x: x
-        )
 
-    return lax.custom_linear_solve(lambda x: x, x, solve, symmetric=True)
+def hold_cotangent(x: jax.Array) -> jax.Array:
+    """Return `x`, and hold its cotangent: for sums, whose transpose is a broadcast."""
+    return _solve_for(x, lambda x: x, _quotient)
 
 
 def _sample_size(cut: slices.Cut, pack_last_axis: bool) -> int:
@@ -168,6 +166,24 @@ def _sample_size(cut: slices.Cut, pack_last_axis: bool) -> int:
             return 0
     windows = math.ceil(size / slices.WINDOW)
     return size if windows == 1 else windows * slices.WINDOW
+
+
+def _quotient(x: jax.Array) -> jax.Array:
+    return lax.platform_dependent(
+        x, cpu=lambda x: x / (1 + 0 * jnp.clip(x, -1, 1)), default=lambda x: x
+    )
+
+
+def _solve_for(x: jax.Array, solve: Small, transposed: Small) -> jax.Array:
+    """Return x = solve(x), which is transposed to `transposed`, if it is small."""
+    if not x.ndim or x.shape[-1] == 1 or jnp.iscomplexobj(x):
+        return x
+    return lax.custom_linear_solve(
+        lambda x: x,
+        x,
+        lambda _, x: solve(x),
+        transpose_solve=lambda _, x: transposed(x),
+    )
 
 
 def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:

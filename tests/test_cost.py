@@ -1,8 +1,12 @@
 """What a norm may cost, in numbers that are the same on every run."""
 
+import math
+import re
+
+import jax
 import pytest
 
-from benchmarks.programs import compile_case, make_inputs
+from benchmarks.programs import compile_case, in_mode, make_inputs, place
 from benchmarks.providers import PROVIDERS
 from benchmarks.shapes import DTYPES, Case
 from jaxnorm import slices
@@ -81,3 +85,37 @@ def test_forward_mode_moves_as_few_bytes(op, dtype, most, monkeypatch):
     """Its sums over tangents are packed as those over cotangents are."""
     monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     assert costs(op, dtype, "jvp").bytes_per_element <= most
+
+
+FUSION = re.compile(r"^%\S+ \([^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+ARITHMETIC = re.compile(
+    r" = \w+\[([\d,]*)\]\S* (?:add|subtract|multiply|divide|maximum|rsqrt)\("
+)
+
+
+def computed_for_each_element(program, size):
+    """Count operations on small values in each kernel that is a loop over x."""
+    counts = []
+    for body in FUSION.findall(program):
+        shapes = ARITHMETIC.findall(body)
+        sizes = [math.prod(int(n) for n in s.split(",") if n) for s in shapes]
+        if max(sizes, default=0) > size // 32:
+            counts.append(sum(s < size // 32 for s in sizes))
+    return counts
+
+
+@pytest.mark.parametrize("mode", ["forward", "vjp", "jvp"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "op", ["batch_norm", "batch_norm_relu", "group_norm", "instance_norm"]
+)
+def test_small_values_are_computed_once(op, dtype, mode, monkeypatch):
+    """XLA:CPU would compute a value of a feature anew for each element of x."""
+    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
+    case = Case(op, SHAPES[op], dtype)
+    function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
+    arrays = place(case, make_inputs(case, mode))
+    program = jax.jit(function).lower(*arrays).compile().as_text()
+    counts = computed_for_each_element(program, case.size)
+    # One: the sum of the two halves of a complex number.
+    assert counts and max(counts) <= 1

@@ -81,7 +81,8 @@ def batch_norm(
       whose statistics are not finite.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, or `training` no bool.
+      TypeError: if `x` is neither floating-point nor complex, `training` no bool, or
+        `decay` or `eps` no number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `decay` is outside [0, 1], `eps` is not positive, or `activation` is unknown.
 

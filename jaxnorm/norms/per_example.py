@@ -12,9 +12,7 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, axes
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisName
-from jaxnorm.normalization import (
-    normalize_by_moments,
-)
+from jaxnorm.normalization import normalize_by_moments
 from jaxnorm.shifted import Reduction
 
 
@@ -53,7 +51,7 @@ def layer_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex.
+      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         or `eps` is not positive.
 
@@ -107,7 +105,7 @@ def rms_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex.
+      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         or `eps` is not positive.
 
@@ -177,7 +175,7 @@ def group_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex.
+      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
         `axis_name` is not bound, `eps` is not positive, or `activation` is unknown.
 
@@ -241,7 +239,7 @@ def instance_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex.
+      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
       ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
         bound, or `eps` is not positive.
 
