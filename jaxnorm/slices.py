@@ -188,6 +188,11 @@ def _best(length: int, most: int, row: int) -> tuple[int, int] | None:
     return min((s for s in every if s[0] >= LEAST), key=cost, default=None)
 
 
+def is_fast(size: int) -> bool:
+    """Whether `size` rows can be reduced in windows that are not small."""
+    return size <= WINDOW or _window(size) >= WINDOW // 2
+
+
 def _window(size: int) -> int:
     """Return the largest window that `size` rows can be reduced in, without a rest."""
     most = min(WINDOW, size // 2)

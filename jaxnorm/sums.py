@@ -26,6 +26,9 @@ from jax import lax
 from jaxnorm import arguments, devices, slices
 from jaxnorm.slices import Axis, Operands
 
+# The mean of a part of an array is taken of rows in so many places.
+PLACES = 4
+
 Pair = tuple[jax.Array, jax.Array]
 Small = Callable[[jax.Array], jax.Array]
 
@@ -123,20 +126,23 @@ def approximate_mean(
     """
     dtype = arguments.statistics_dtype(x.dtype)
     cut = slices.cut((x,), axis)
-    size = 0 if cut is None else _sample_size(cut, pack_last_axis)
+    pieces, size = (0, 0) if cut is None else _sample(cut, pack_last_axis)
     if cut is None or not size:
         return jnp.mean(x, axis, dtype, keepdims=True), True
     (merged,) = cut.merge((x,))
-    step = cut.length // 4
 
-    def part(index: int) -> jax.Array:
-        start = index * step
+    def part(place: int, piece: int) -> jax.Array:
+        start = place * (cut.length // PLACES) + piece * size
         rows = lax.slice_in_dim(merged, start, start + size, axis=cut.start)
         return rows.astype(dtype)
 
-    pairs = lax.complex(part(0), part(1)) + lax.complex(part(2), part(3))
-    total = cut.reduce(pairs)
-    mean = (total.real + total.imag) / (4 * size)
+    pairs = [
+        lax.complex(part(place, piece), part(place + 1, piece))
+        for place in range(0, PLACES, 2)
+        for piece in range(pieces)
+    ]
+    total = cut.reduce(sum(pairs[1:], pairs[0]))
+    mean = (total.real + total.imag) / (PLACES * pieces * size)
     return jnp.mean(mean, cut.others(axis), keepdims=True), False
 
 
@@ -155,17 +161,24 @@ def hold_cotangent(x: jax.Array) -> jax.Array:
     return _solve_for(x, lambda x: x, _quotient)
 
 
-def _sample_size(cut: slices.Cut, pack_last_axis: bool) -> int:
-    """Return how many rows to take in each place; 0 if the mean of all is better."""
-    size = math.ceil(cut.length / (128 if cut.narrow else 20))
-    size = max(size, min(8, cut.length // 4))
+def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
+    """Return how many slices to take in each place, and their size.
+
+    A size of 0 says that the mean of all is better.
+    """
+    place = cut.length // PLACES
+    rows = math.ceil(cut.length / (128 if cut.narrow else 20))
+    rows = max(rows, min(8, place))
     if cut.along_last_axis:
         # In half precision a plain sum writes all of x to memory in float32 first.
-        many = max(size, 8) * (4 if cut.narrow else 16)
+        many = max(rows, 8) * (4 if cut.narrow else 16)
         if not pack_last_axis or cut.length < many:
-            return 0
-    windows = math.ceil(size / slices.WINDOW)
-    return size if windows == 1 else windows * slices.WINDOW
+            return 0, 0
+    most = (slices.MOST_NARROW if cut.narrow else slices.MOST) // PLACES
+    pieces = max(1, min(most, rows // slices.WINDOW))
+    size = math.ceil(rows / pieces)
+    sizes = range(size, min(size + slices.WINDOW, place // pieces + 1))
+    return pieces, next((n for n in sizes if slices.is_fast(n)), size)
 
 
 def _quotient(x: jax.Array) -> jax.Array:
