@@ -127,23 +127,13 @@ def approximate_mean(
     dtype = arguments.statistics_dtype(x.dtype)
     cut = slices.cut((x,), axis)
     pieces, size = (0, 0) if cut is None else _sample(cut, pack_last_axis)
+    plain = partial(jnp.mean, axis=axis, dtype=dtype, keepdims=True)
     if cut is None or not size:
-        return jnp.mean(x, axis, dtype, keepdims=True), True
-    (merged,) = cut.merge((x,))
-
-    def part(place: int, piece: int) -> jax.Array:
-        start = place * (cut.length // PLACES) + piece * size
-        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.start)
-        return rows.astype(dtype)
-
-    pairs = [
-        lax.complex(part(place, piece), part(place + 1, piece))
-        for place in range(0, PLACES, 2)
-        for piece in range(pieces)
-    ]
-    total = cut.reduce(sum(pairs[1:], pairs[0]))
-    mean = (total.real + total.imag) / (PLACES * pieces * size)
-    return jnp.mean(mean, cut.others(axis), keepdims=True), False
+        return plain(x), True
+    sampled = partial(_mean_of_sample, axis, cut, pieces, size)
+    if cut.along_last_axis:  # elsewhere the sums over a row are fused with its output
+        return lax.platform_dependent(x, cpu=sampled, default=plain), False
+    return sampled(x), False
 
 
 def hold(x: jax.Array) -> jax.Array:
@@ -159,6 +149,27 @@ def hold(x: jax.Array) -> jax.Array:
 def hold_cotangent(x: jax.Array) -> jax.Array:
     """Return `x`, and hold its cotangent: for sums, whose transpose is a broadcast."""
     return _solve_for(x, lambda x: x, _quotient)
+
+
+def _mean_of_sample(
+    axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array
+) -> jax.Array:
+    """Return the mean of so many slices in each place, in the dtype of statistics."""
+    (merged,) = cut.merge((x,))
+
+    def part(place: int, piece: int) -> jax.Array:
+        start = place * (cut.length // PLACES) + piece * size
+        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.start)
+        return rows.astype(arguments.statistics_dtype(x.dtype))
+
+    pairs = [
+        lax.complex(part(place, piece), part(place + 1, piece))
+        for place in range(0, PLACES, 2)
+        for piece in range(pieces)
+    ]
+    total = cut.reduce(sum(pairs[1:], pairs[0]))
+    mean = (total.real + total.imag) / (PLACES * pieces * size)
+    return jnp.mean(mean, cut.others(axis), keepdims=True)
 
 
 def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:

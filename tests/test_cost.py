@@ -79,6 +79,13 @@ def test_evaluation_reads_its_input_once_a_pass(dtype, most, monkeypatch):
     assert own < flax
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 15), ("bfloat16", 10)])
+def test_layer_norm_of_few_rows_moves_few_bytes(dtype, most, monkeypatch):
+    """Of fewer than 4096 rows XLA:CPU makes no kernel of its library."""
+    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
+    assert costs("layer_norm", dtype, "forward").bytes_per_element <= most
+
+
 @pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "group_norm"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 43), ("bfloat16", 26)])
 def test_forward_mode_moves_as_few_bytes(op, dtype, most, monkeypatch):
