@@ -95,7 +95,7 @@ def check_training(training: bool | jax.Array, *, caller: str) -> bool | jax.Arr
         and training.shape == ()
         and training.dtype == bool
     ):
-        return training
+        return training if isinstance(training, jax.core.Tracer) else bool(training)
     raise TypeError(
         f"{caller}: training must be True, False or a boolean scalar array. Received "
         f"training={training!r}; there is no default, so that nothing is evaluated "

@@ -165,16 +165,23 @@ def collapse(moments: ShiftedMoments, axis: tuple[int, ...]) -> Moments:
     return Moments(count, mean, jnp.squeeze(moments.m2, axis))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=(2,), inline=True)  # see `normalization`
 def _measure(
+    x: jax.Array, weights: jax.Array | None, over: Reduction
+) -> ShiftedMoments:
+    return _differentiable(x, weights, over)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _differentiable(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:
     return shifted.measure(x, weights, over)
 
 
-@partial(_measure.defjvp, symbolic_zeros=True)
-def _measure_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
-    moments = _measure(*primals, over)
+@partial(_differentiable.defjvp, symbolic_zeros=True)
+def _differentiable_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
+    moments = _differentiable(*primals, over)
 
     # Checkpointed, so that x itself is what a linearization keeps.
     @partial(jax.checkpoint, prevent_cse=False)

@@ -114,11 +114,32 @@ def normalize(
     return normalize_by_statistics(operands, *statistics, Output(dtype))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+# Outside of jit each of the two is compiled once for its shapes: a choice of platform
+# (see `sums`) would be compiled anew at every call. In a traced program it leaves no
+# trace.
+@partial(jax.jit, static_argnums=(3,), inline=True)
 def normalize_by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
     """Normalize by a mean and a variance that have the rank of `x`; without weights."""
+    return _by_statistics(operands, mean, var, output)
+
+
+@partial(jax.jit, static_argnums=(1, 2), inline=True)
+def normalize_by_moments(
+    operands: Operands, over: Reduction, output: Output
+) -> tuple[jax.Array, ShiftedMoments]:
+    """Normalize `x` by its own moments. Returns the output and the moments.
+
+    An empty set (all weights 0) gives 0, and so zero gradients.
+    """
+    return _by_moments(operands, over, output)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _by_statistics(
+    operands: Operands, mean: jax.Array, var: jax.Array, output: Output
+) -> jax.Array:
     x, _, scale, bias, eps, add = operands
     d = x.astype(arguments.statistics_dtype(x.dtype)) - mean
     inverse = lax.rsqrt(var + eps)
@@ -126,8 +147,8 @@ def normalize_by_statistics(
     return finish(y, add, output)
 
 
-@partial(normalize_by_statistics.defjvp, symbolic_zeros=True)
-def _normalize_by_statistics_jvp(
+@partial(_by_statistics.defjvp, symbolic_zeros=True)
+def _by_statistics_jvp(
     output: Output, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
     def differentiate(
@@ -142,20 +163,16 @@ def _normalize_by_statistics_jvp(
         return _tangent(output.activation, operands, moments, t_operands, t_mean, t_var)
 
     operands, mean, var = primals
-    y = normalize_by_statistics(operands, mean, var, output)
+    y = _by_statistics(operands, mean, var, output)
     differentiate = jax.checkpoint(differentiate, prevent_cse=False)
     t_y = differentiate(operands, mean, var, nonzero(tangents))
     return y, t_y.astype(output.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def normalize_by_moments(
+def _by_moments(
     operands: Operands, over: Reduction, output: Output
 ) -> tuple[jax.Array, ShiftedMoments]:
-    """Normalize `x` by its own moments. Returns the output and the moments.
-
-    An empty set (all weights 0) gives 0, and so zero gradients.
-    """
     x, weights, scale, bias, eps, add = operands
     pooled = measure(x, weights, over, apart=output.apart)
     moments = spread_moments(pooled, over, x)
@@ -172,14 +189,14 @@ def normalize_by_moments(
     return finish(y, add, output), pooled
 
 
-@partial(normalize_by_moments.defjvp, symbolic_zeros=True)
-def _normalize_by_moments_jvp(
+@partial(_by_moments.defjvp, symbolic_zeros=True)
+def _by_moments_jvp(
     over: Reduction,
     output: Output,
     primals: tuple[Operands],
     tangents: tuple[Operands],
 ) -> Any:
-    y, moments = normalize_by_moments(*primals, over, output._replace(apart=True))
+    y, moments = _by_moments(*primals, over, output._replace(apart=True))
     differentiate = jax.checkpoint(
         partial(_differentiate, over, output.activation), prevent_cse=False
     )

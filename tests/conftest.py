@@ -18,15 +18,36 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(params=["packed", "plain"])
-def way_to_sum(request, monkeypatch):
-    """Run a test with the sums of one CPU device, then with those of everything else.
+@pytest.fixture
+def one_device(monkeypatch):
+    """Run a test with the sums of one CPU device.
 
     With eight devices no program is known to run on one of them; here it is.
     """
-    from jaxnorm import slices
+    yield from sums_of_one_device(monkeypatch, True)
 
-    monkeypatch.setattr(slices, "_on_one_device", lambda: request.param == "packed")
+
+@pytest.fixture(params=["packed", "plain"])
+def way_to_sum(request, monkeypatch):
+    """Run a test with the sums of one CPU device, then with all others'."""
+    yield from sums_of_one_device(monkeypatch, request.param == "packed")
+
+
+def sums_of_one_device(monkeypatch, value):
+    from jaxnorm import moments, normalization, slices
+
+    monkeypatch.setattr(slices, "_on_one_device", lambda: value)
+    # What was traced before would be taken for the same program.
+    traced = (
+        normalization.normalize_by_moments,
+        normalization.normalize_by_statistics,
+        moments._measure,
+    )
+    for function in traced:
+        function.clear_cache()
+    yield
+    for function in traced:
+        function.clear_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import pytest
 from benchmarks.programs import compile_case, in_mode, make_inputs, place
 from benchmarks.providers import PROVIDERS
 from benchmarks.shapes import DTYPES, Case
-from jaxnorm import slices
 
 # Large enough that what has the size of the features, or of the rows, is a trifle.
 SHAPES = {
@@ -57,11 +56,11 @@ def test_one_collective_forward_and_one_backward(dtype):
     assert costs("sync_batch_norm", dtype, "vjp").collectives == 2
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("shape", [(4096, 512), (32, 14, 14, 256), (32, 28, 28, 128)])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 40), ("bfloat16", 22)])
 def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
     """On one CPU device; these tests run with eight."""
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     monkeypatch.setitem(SHAPES, "batch_norm", shape)
     own = costs("batch_norm", dtype).bytes_per_element
     flax = costs("batch_norm", dtype, provider="linen").bytes_per_element
@@ -69,28 +68,28 @@ def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
     assert own <= 0.7 * flax
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 26.5), ("bfloat16", 14.5)])
-def test_evaluation_reads_its_input_once_a_pass(dtype, most, monkeypatch):
+def test_evaluation_reads_its_input_once_a_pass(dtype, most):
     """Forward x and y; backward both inputs for two sums, the cotangent, and dx."""
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     own = costs("batch_norm_eval", dtype).bytes_per_element
     flax = costs("batch_norm_eval", dtype, provider="linen").bytes_per_element
     assert own <= most
     assert own < flax
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 15), ("bfloat16", 10)])
-def test_layer_norm_of_few_rows_moves_few_bytes(dtype, most, monkeypatch):
+def test_layer_norm_of_few_rows_moves_few_bytes(dtype, most):
     """Of fewer than 4096 rows XLA:CPU makes no kernel of its library."""
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     assert costs("layer_norm", dtype, "forward").bytes_per_element <= most
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "group_norm"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 43), ("bfloat16", 26)])
-def test_forward_mode_moves_as_few_bytes(op, dtype, most, monkeypatch):
+def test_forward_mode_moves_as_few_bytes(op, dtype, most):
     """Its sums over tangents are packed as those over cotangents are."""
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     assert costs(op, dtype, "jvp").bytes_per_element <= most
 
 
@@ -111,14 +110,14 @@ def computed_for_each_element(program, size):
     return counts
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("mode", ["forward", "vjp", "jvp"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "op", ["batch_norm", "batch_norm_relu", "group_norm", "instance_norm"]
 )
-def test_small_values_are_computed_once(op, dtype, mode, monkeypatch):
+def test_small_values_are_computed_once(op, dtype, mode):
     """XLA:CPU would compute a value of a feature anew for each element of x."""
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
     case = Case(op, SHAPES[op], dtype)
     function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
     arrays = place(case, make_inputs(case, mode))

@@ -15,10 +15,7 @@ from jaxnorm import slices, sums
 
 RNG = np.random.default_rng(0)
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr(slices, "_on_one_device", lambda: True)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def terms(x, shift):

@@ -1,0 +1,67 @@
+"""Outside of jit: a second call compiles nothing."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+import jaxnorm as jn
+import jaxnorm.linen
+import jaxnorm.nnx
+
+X = jax.random.normal(jax.random.key(0), (4, 8, 8, 6))
+STATS = jn.init_stats(6)
+LINEN = jaxnorm.linen.BatchNorm(use_running_average=False)
+VARIABLES = LINEN.init(jax.random.key(0), X)
+NNX = jaxnorm.nnx.BatchNorm(6, rngs=nnx.Rngs(0))
+
+
+def train(x):
+    return jn.batch_norm(x, STATS, training=True)[0]
+
+
+def evaluate(x):
+    return jn.batch_norm(x, STATS, training=False)[0]
+
+
+def gradient(f):
+    return jax.grad(lambda x: jnp.sum(f(x) ** 3))
+
+
+CALLS = {
+    "batch": train,
+    "flag in an array": lambda x: jn.batch_norm(x, STATS, training=jnp.array(True)),
+    "weighted": lambda x: jn.batch_norm(x, STATS, training=True, weights=x > 0),
+    "evaluation": evaluate,
+    "normalize": lambda x: jn.normalize(x, 0.0, 1.0),
+    "layer": jn.layer_norm,
+    "rms": jn.rms_norm,
+    "group": lambda x: jn.group_norm(x, num_groups=2),
+    "instance": jn.instance_norm,
+    "moments": lambda x: jn.compute_moments(x, (0, 1, 2)),
+    "weight standardization": jn.weight_standardization,
+    "gradient of batch": gradient(train),
+    "gradient of evaluation": gradient(evaluate),
+    "gradient of layer": gradient(jn.layer_norm),
+    "tangent of batch": lambda x: jax.jvp(train, (x,), (x,)),
+    "vmap of layer": jax.vmap(jn.layer_norm),
+    "linen": lambda x: LINEN.apply(VARIABLES, x, mutable=["batch_stats"]),
+    "nnx": NNX,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_call_compiles_nothing(name, caplog):
+    for _ in range(2):  # twice: the first one makes arrays of other types
+        CALLS[name](X)
+    with jax.log_compiles():
+        CALLS[name](X)
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert not compiled
+
+
+def test_a_first_call_does(caplog):
+    """Or the test above would find nothing in any case."""
+    with jax.log_compiles():
+        jn.layer_norm(jnp.ones((3, 7, 5)))
+    assert any("Compiling" in r.getMessage() for r in caplog.records)
