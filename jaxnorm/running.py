@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments
@@ -50,7 +51,8 @@ def init_stats(
       NormStats with mean and var of shape `num_features`, and a scalar weight.
 
     Raises:
-      TypeError: if `dtype` holds fewer digits than float32.
+      TypeError: if `num_features` holds no integers, or `dtype` fewer digits than
+        float32.
       ValueError: if a size or `prior_weight` is negative.
 
     Example:
@@ -67,6 +69,12 @@ def init_stats(
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
+        )
+    if not all(isinstance(n, int | np.integer) for n in shape):
+        raise TypeError(
+            "init_stats: num_features must be an integer, or a sequence of them. "
+            f"Received {type(num_features).__name__}; pass the size of the feature "
+            "axis, x.shape[-1]."
         )
     if min(shape, default=0) < 0 or prior_weight < 0:
         raise ValueError(

@@ -167,7 +167,7 @@ def _mean_of_sample(
         for place in range(0, PLACES, 2)
         for piece in range(pieces)
     ]
-    total = cut.reduce(sum(pairs[1:], pairs[0]))
+    total = cut.reduce(slices.tree_sum(pairs))
     mean = (total.real + total.imag) / (PLACES * pieces * size)
     return jnp.mean(mean, cut.others(axis), keepdims=True)
 
@@ -226,7 +226,7 @@ def _sum_pile(
     """
     pair = lax.complex(*f(*cut.pile(operands)))
     parts = lax.split(pair, [1] * cut.pile_number, cut.pile_axis)
-    rows = jnp.squeeze(sum(parts[1:], parts[0]), cut.pile_axis)
+    rows = jnp.squeeze(slices.tree_sum(parts), cut.pile_axis)
     # Not `cut.reduce`, which is not made to be transposed: `pile_number` is such that
     # XLA's own windows fit.
     total = jnp.expand_dims(jnp.sum(rows, cut.start), cut.group)

@@ -159,3 +159,9 @@ def test_merge_passes_over_replicas_without_evidence():
     chex.assert_trees_all_equal(
         jn.merge_stats([jn.init_stats(3)] * 2), jn.init_stats(3)
     )
+
+
+@pytest.mark.parametrize("num_features", [np.ones(3), 3.0, (3, 2.0)])
+def test_the_number_of_features_is_an_integer(num_features):
+    with pytest.raises(TypeError, match="num_features must be an integer, or a seq"):
+        jn.init_stats(num_features)
