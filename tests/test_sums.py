@@ -11,6 +11,7 @@ from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+import jaxnorm as jn
 from jaxnorm import slices, sums
 
 RNG = np.random.default_rng(0)
@@ -206,3 +207,18 @@ def test_what_is_held_is_computed_once():
     (loop,) = re.findall(r"ROOT .* = f32\[64,32\].* fusion\((.*?)\)", text)
     assert len(loop.split(",")) == 2
     assert re.search(r"= f32\[1,32\].* divide\(", text)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_several_axes_are_as_accurate_far_from_zero(seed):
+    """Of values with outliers in a corner, by packed sums."""
+    z = np.random.default_rng(seed).standard_normal((3, 7, 9, 8))
+    z.reshape(3, -1, 8)[:, :12] += 50
+    x = (z + 1e6).astype(np.float32)
+    axis = (1, 2, 3)
+    exact = x.astype(np.float64)
+    centered = exact - exact.mean(axis, keepdims=True)
+    expected = centered / np.sqrt(exact.var(axis, keepdims=True) + 1e-12)
+    got = jn.layer_norm(jnp.asarray(x), axis=axis, eps=1e-12)
+    error = np.abs(got - expected) / np.maximum(1, np.abs(expected))
+    assert np.max(error) <= 5e-7
