@@ -1,12 +1,14 @@
 """What arguments must be: dtypes, shapes and numbers, and what they are made to be."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
 
 
 def statistics_dtype(dtype: Any) -> np.dtype:
@@ -110,12 +112,11 @@ def expand_parameter(
     *,
     caller: str,
     name: str,
-    keep_dtype: bool = False,
 ) -> jax.Array | None:
     """Give a scale, bias, mean or variance the rank of `x`.
 
     Accepted are a scalar, the sizes of `axes` of `x`, or any shape of the rank of
-    `x` that broadcasts to it. It is widened, unless `keep_dtype`.
+    `x` that broadcasts to it.
     """
     if parameter is None:
         return None
@@ -127,8 +128,6 @@ def expand_parameter(
             f"{caller}: {name} must be real for real x. Received {name} of "
             f"{array.dtype} for x of {x.dtype}; convert x to a complex dtype."
         )
-    if not keep_dtype:
-        array = widen(array, x)
     sizes = tuple(x.shape[axis] for axis in axes)
     if array.shape == sizes:
         shape = tuple(x.shape[axis] if axis in axes else 1 for axis in range(x.ndim))
@@ -144,8 +143,10 @@ def expand_parameter(
     )
 
 
-def widen(parameter: jax.Array, x: jax.Array) -> jax.Array:
+def widen(parameter: Parameter, x: jax.Array) -> Parameter:
     """Return a parameter with at least the precision that `x` is computed in."""
+    if parameter is None:
+        return None
     real = jnp.finfo(statistics_dtype(x.dtype)).dtype
     inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
     dtype = np.promote_types(parameter.dtype, real) if inexact else real

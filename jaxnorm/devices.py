@@ -70,8 +70,8 @@ def vary_like(
         return p, q
     stacked = jnp.stack([p, q])
     for example in examples:
-        if example is not None:  # a zero that varies as the example does
-            stacked += lax.full_like(example, 0, stacked.dtype, (1,) * stacked.ndim)
+        if example is not None:
+            stacked = vary(stacked, example)
     return stacked[0], stacked[1]
 
 
@@ -79,7 +79,11 @@ def vary(tree: Tree, x: jax.Array) -> Tree:
     """Mark leaves as differing between devices wherever `x` does."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    return jax.tree.map(lambda v: v + lax.full_like(x, 0, v.dtype, v.shape), tree)
+
+    def mark(leaf: jax.Array) -> jax.Array:  # by a zero that varies as `x` does
+        return leaf + lax.full_like(x, 0, leaf.dtype, (1,) * leaf.ndim)
+
+    return jax.tree.map(mark, tree)
 
 
 def shard_like(x: jax.Array, axis: int, value: jax.Array) -> jax.Array:

@@ -116,13 +116,14 @@ def normalize(
 
 # Outside of jit each of the two is compiled once for its shapes: a choice of platform
 # (see `sums`) would be compiled anew at every call. In a traced program it leaves no
-# trace.
+# trace. Parameters of fewer digits are widened here, before anything is differentiated.
 @partial(jax.jit, static_argnums=(3,), inline=True)
 def normalize_by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
     """Normalize by a mean and a variance that have the rank of `x`; without weights."""
-    return _by_statistics(operands, mean, var, output)
+    mean, var = (arguments.widen(v, operands.x) for v in (mean, var))
+    return _by_statistics(_widened(operands), mean, var, output)
 
 
 @partial(jax.jit, static_argnums=(1, 2), inline=True)
@@ -133,7 +134,7 @@ def normalize_by_moments(
 
     An empty set (all weights 0) gives 0, and so zero gradients.
     """
-    return _by_moments(operands, over, output)
+    return _by_moments(_widened(operands), over, output)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -314,6 +315,12 @@ def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
     _, _, mean, *_ = common
     d, slope = at(*common)
     return times((d - mean) * inverse, slope), slope
+
+
+def _widened(operands: Operands) -> Operands:
+    x, _, scale, bias, *_ = operands
+    scale, bias = (arguments.widen(v, x) for v in (scale, bias))
+    return operands._replace(scale=scale, bias=bias)
 
 
 def _any(*values: jax.Array | None) -> bool:

@@ -83,7 +83,7 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def deviations(
-    x: jax.Array, shift: jax.Array, mean: jax.Array, weights: jax.Array | None
+    x: jax.Array, shift: jax.Array, mean: ArrayLike, weights: jax.Array | None
 ) -> jax.Array:
     """Return x - shift in the dtype of statistics; `mean` is that of x - shift."""
     return replace_unused(x.astype(shift.dtype) - shift, mean, x, weights)
@@ -186,7 +186,7 @@ def moment_tangents(
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
-        d = replace_unused(x.astype(shift.dtype) - shift, 0, x, weights)
+        d = deviations(x, shift, 0, weights)
         return _weigh(inner(d, t_x), weights), _weigh(t_x, weights)
 
     if t_x is not None and over.centered:

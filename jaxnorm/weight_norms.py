@@ -83,6 +83,7 @@ def weight_norm(
         scale, kernel, features, caller=caller, name="scale"
     )
     v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
+    scale = arguments.widen(scale, kernel)
     w = v * lax.rsqrt(jnp.sum(square(v), reduced, keepdims=True) + eps)
     return (w if scale is None else w * scale).astype(dtype)
 

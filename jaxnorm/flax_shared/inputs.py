@@ -77,9 +77,7 @@ def parameter(
         )
     if own is not None:
         given = own.reshape(sizes_of(x, features))
-    return arguments.expand_parameter(
-        given, x, features, caller=label, name=name, keep_dtype=True
-    )
+    return arguments.expand_parameter(given, x, features, caller=label, name=name)
 
 
 def flag(value: Any) -> bool | jax.Array:

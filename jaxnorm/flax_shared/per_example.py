@@ -121,7 +121,6 @@ def normalize(
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
     eps = arguments.check_eps(module.epsilon, caller=label)
-    scale, bias = (None if v is None else arguments.widen(v, x) for v in (scale, bias))
     operands = Operands(x, weights, scale, bias, eps)
     groups = axes.check_axis_name(name, groups, caller=label)
     dtype = arguments.check_dtype(dtype, x, caller=label)
