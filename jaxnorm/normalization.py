@@ -306,15 +306,14 @@ def _deviations_and_slope(
 def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
     *common, gain = operands
     d, slope = at(*common)
-    factor = slope if gain is None else times(gain, slope)
-    return times(d, factor), factor
+    return d, slope if gain is None else times(gain, slope)
 
 
 def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
     *common, inverse = operands
     _, _, mean, *_ = common
     d, slope = at(*common)
-    return times((d - mean) * inverse, slope), slope
+    return (d - mean) * inverse, slope
 
 
 def _widened(operands: Operands) -> Operands:

@@ -13,11 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The number of slices; smaller where an array is of fewer than 32 bits: XLA writes it
-# to memory in float32 if one loop would convert it in more than 15 places.
+# The number of slices. More than so many places that are read in turns, in all of the
+# arrays, are slower; and an array of fewer than 32 bits is written to memory in float32
+# if one loop would convert it in more than 15 places.
 LEAST, MOST, MOST_NARROW = 4, 16, 14
-# In a transpose, where slices are taken of a product, that limit holds for all dtypes.
-MOST_PILED = 15
+# Along the last axis slices are short, so that what they are added up to stays in
+# registers, and a multiple of what is computed at once. Long rows are folded, until
+# there are at most so many slices, of at most such a size.
+MULTIPLE, MOST_SHORT, SHORT = 16, 48, 16
+MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW = 8, 14, 64
 # Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
 # loop if there is one only.
@@ -36,12 +40,14 @@ class Cut(NamedTuple):
 
     XLA:CPU is slow to reduce complex numbers over several axes at once, and merging
     them after the fact is undone by its simplifier. Axes outside of the group are
-    reduced on their own, afterwards. `narrow` says that an operand has fewer than 32
-    bits an element (half precision, a mask), which has to be converted.
+    reduced on their own, afterwards. So is that along which the merged axis is folded,
+    of size `fold`. `narrow` says that an operand has fewer than 32 bits an element
+    (half precision, a mask), which has to be converted.
     """
 
     shape: tuple[int, ...]
     group: Axis
+    fold: int
     number: int
     size: int
     narrow: bool
@@ -52,33 +58,19 @@ class Cut(NamedTuple):
         return self.group[0]
 
     @property
+    def rows(self) -> int:
+        """The axis that is cut, behind that of the folds if there is one."""
+        return self.start + (self.fold > 1)
+
+    @property
     def length(self) -> int:
-        """The number of rows, which is the size of the merged axis."""
-        return math.prod(self.shape[a] for a in self.group)
+        """The number of rows, which is the size of the axis that is cut."""
+        return math.prod(self.shape[a] for a in self.group) // self.fold
 
     @property
     def overlap(self) -> int:
         """The number of rows that the last slice shares with the one before it."""
         return self.number * self.size - self.length
-
-    @property
-    def pile_number(self) -> int:
-        """How many slices make up the whole exactly; 0 if plain sums are better."""
-        every = [n for n in range(LEAST, MOST_PILED + 1) if self.length % n == 0]
-        several = [n for n in every if self.length // n > XLA_WINDOW]
-        exact = [n for n in several if self.length // n % XLA_WINDOW == 0]
-        short = every if self.along_last_axis else []
-        return max(exact or several or short, default=0)
-
-    @property
-    def pile_axis(self) -> int:
-        """The axis of the slices, of size `pile_number`.
-
-        Many slices of half precision are of every n-th row, and so never far apart: the
-        sizes that divide a whole tend to share the lines of a cache.
-        """
-        every_nth = self.narrow and self.pile_number > 8 and not self.along_last_axis
-        return self.start + every_nth
 
     @property
     def along_last_axis(self) -> bool:
@@ -90,12 +82,14 @@ class Cut(NamedTuple):
         return tuple(a for a in axis if a not in self.group)
 
     def merge(self, operands: Operands) -> list[Any]:
-        """Merge the axes of the group in every operand."""
+        """Merge the axes of the group in every operand, and fold the merged one."""
 
         def merge(v: jax.Array) -> jax.Array:
-            length = math.prod(v.shape[a] for a in self.group)
+            full = any(v.shape[a] > 1 for a in self.group)
+            sizes = (self.fold, self.length) if full else (1, 1)
+            sizes_kept = sizes if self.fold > 1 else sizes[1:]
             before, after = v.shape[: self.start], v.shape[self.group[-1] + 1 :]
-            return v.reshape(*before, length, *after)
+            return v.reshape(*before, *sizes_kept, *after)
 
         return [None if v is None else merge(v) for v in operands]
 
@@ -105,44 +99,32 @@ class Cut(NamedTuple):
         starts[-1] -= self.overlap
 
         def cut(v: Any, start: int) -> Any:
-            if v is None or v.shape[self.start] == 1:
+            if v is None or v.shape[self.rows] == 1:
                 return v
-            return lax.slice_in_dim(v, start, start + self.size, axis=self.start)
+            return lax.slice_in_dim(v, start, start + self.size, axis=self.rows)
 
         merged = self.merge(operands)
         return [[cut(v, start) for v in merged] for start in starts]
-
-    def pile(self, operands: Operands) -> list[Any]:
-        """Split the merged axis of every operand in two, at `pile_axis` the slices."""
-
-        def split(v: Any) -> Any:
-            if v is None or v.shape[self.start] == 1:
-                return v if v is None else jnp.expand_dims(v, self.start)
-            before, after = v.shape[: self.start], v.shape[self.start + 1 :]
-            sizes = [-1, -1]
-            sizes[self.pile_axis - self.start] = self.pile_number
-            return v.reshape(*before, *sizes, *after)
-
-        return [split(v) for v in self.merge(operands)]
 
     def add(self, parts: Sequence[jax.Array]) -> jax.Array:
         """Add up what was made of each slice, and of no row twice."""
         *parts, last = parts
         if self.overlap:
-            rows = lax.broadcasted_iota(jnp.int32, last.shape, self.start)
+            rows = lax.broadcasted_iota(jnp.int32, last.shape, self.rows)
             last = jnp.where(rows >= self.overlap, last, 0)
         return tree_sum([*parts, last])
 
-    def reduce(self, rows: jax.Array) -> jax.Array:
+    def reduce(self, left: jax.Array) -> jax.Array:
         """Sum over the merged axis. Those of the group are kept with size 1."""
-        window = [1] * rows.ndim
-        while (w := _window(rows.shape[self.start])) > 1:
-            window[self.start] = w
-            zero = np.zeros((), rows.dtype)
-            rows = lax.reduce_window(rows, zero, lax.add, window, window, "VALID")
-            if rows.shape[self.start] <= XLA_WINDOW:
+        window = [1] * left.ndim
+        while (w := _window(left.shape[self.rows])) > 1:
+            window[self.rows] = w
+            zero = np.zeros((), left.dtype)
+            left = lax.reduce_window(left, zero, lax.add, window, window, "VALID")
+            if left.shape[self.rows] <= XLA_WINDOW:
                 break
-        return jnp.expand_dims(jnp.sum(rows, self.start), self.group)
+        merged = tuple(range(self.start, self.rows + 1))
+        return jnp.expand_dims(jnp.sum(left, merged), self.group)
 
 
 def cut(operands: Operands, axis: Axis) -> Cut | None:
@@ -162,9 +144,28 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
     chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
     narrow = any(v.dtype.itemsize < 4 for v in present)
-    row = math.prod(x.shape[groups[chosen][-1] + 1 :]) * x.dtype.itemsize
-    best = _best(lengths[chosen], MOST_NARROW if narrow else MOST, row)
-    return None if best is None else Cut(x.shape, groups[chosen], *best, narrow)
+    length, group = lengths[chosen], groups[chosen]
+    if not inner and length >= LEAST * MULTIPLE:
+        return Cut(x.shape, group, *_short(length, narrow), narrow)
+    row = math.prod(x.shape[group[-1] + 1 :]) * x.dtype.itemsize
+    large = sum(v.size == x.size for v in present)
+    most = MOST_NARROW if narrow else max(LEAST, MOST // large)
+    best = _best(length, most, row)
+    return None if best is None else Cut(x.shape, group, 1, *best, narrow)
+
+
+def _short(length: int, narrow: bool) -> tuple[int, int, int]:
+    """Return how often to fold a last axis, how many slices to cut, and of what size.
+
+    Where its length has no factor that is right, slices are longer.
+    """
+    multiple, most, short = MULTIPLE, MOST_SHORT, SHORT
+    if narrow:
+        multiple, most, short = MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW
+    folds = range(math.ceil(length / (most * short)), length // short // LEAST + 1)
+    fold = next((n for n in folds if length % n == 0), 1)
+    size = multiple * math.ceil(length / fold / multiple / most)
+    return fold, math.ceil(length / fold / size), size
 
 
 def _best(length: int, most: int, row: int) -> tuple[int, int] | None:

@@ -23,14 +23,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import arguments, devices, slices
+from jaxnorm import arguments, devices, linear, slices
 from jaxnorm.slices import Axis, Operands
 
 # The mean of a part of an array is taken of rows in so many places.
 PLACES = 4
 
 Pair = tuple[jax.Array, jax.Array]
-Small = Callable[[jax.Array], jax.Array]
 
 
 def sum_pair(
@@ -49,11 +48,7 @@ def sum_pair(
     cut = slices.cut(operands, axis)
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
-
-    def packed(*operands: Any) -> Pair:
-        parts = [lax.complex(*f(*part)) for part in cut.slices(operands)]
-        return _unpack(cut.reduce(cut.add(parts)), axis, cut)
-
+    packed = partial(_sum_packed, f, axis, cut)
     return lax.platform_dependent(*operands, cpu=packed, default=plain)
 
 
@@ -62,14 +57,16 @@ def linear_sum_pair(
 ) -> Pair:
     """Return the sums of the two arrays f(t, *operands), which are linear in `t`.
 
-    Its transpose is as fast: it is `combine` where f(t) is (u * t, v * t).
+    Its transpose is elementwise: `combine`, where f(t) is (u * t, v * t).
     """
-    plain = partial(_sum_plainly, f, axis)
     cut = slices.cut((t, *operands), axis)
-    if cut is None or not cut.pile_number:
-        return plain(t, *operands)
-    packed = partial(_sum_pile, f, axis, cut)
-    return lax.platform_dependent(t, *operands, cpu=packed, default=plain)
+    if cut is None:
+        return _sum_plainly(f, axis, t, *operands)
+    for operand in operands:
+        t = t if operand is None else devices.vary(t, operand)
+    sums, spread = _sums_and_transpose(f, cut, axis, t.dtype)
+    first, second = linear.call(sums, spread, operands, (t,))
+    return first, second
 
 
 def combine(
@@ -78,39 +75,30 @@ def combine(
     p: jax.Array,
     q: jax.Array,
 ) -> jax.Array:
-    """Return u * p + v * q for (u, v) = f(*operands); v None is 1.
+    """Return (u * p + q) * v for (u, v) = f(*operands); v None is 1.
 
     Linear in the small `p` and `q`, of the rank of u: the transpose is a pair of sums,
-    of u * ct and v * ct.
+    of u * v * ct and v * ct.
     """
 
-    def plain(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
+    def products(t: jax.Array, *operands: Any) -> Pair:
         u, v = f(*operands)
-        return u * p + (q if v is None else v * q)
+        t = t if v is None else v * t
+        return u * t, t
 
     present = [v for v in (p, q, *jax.eval_shape(f, *operands)) if v is not None]
     dtype = jnp.result_type(*(v.dtype for v in present))
     p, q = (v.astype(dtype) for v in jnp.broadcast_arrays(p, q))
     p, q = map(hold, devices.vary_like(operands, p, q))
     constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
-    cut = slices.cut(operands, constant)
-    if cut is None or not cut.pile_number:
-        return plain(p, q, *operands)
-
-    def packed(p: jax.Array, q: jax.Array, *operands: Any) -> jax.Array:
-        def sums(t: jax.Array) -> Pair:
-            return _sum_pile(products, constant, cut, t, *operands)
-
-        def products(t: jax.Array, *operands: Any) -> Pair:
-            u, v = f(*operands)
-            return u * t, t if v is None else v * t
-
-        # Of the dtype of both products, or there would be no complex number of them.
-        t = lax.full_like(p, 0, shape=cut.shape)  # varies over devices as p does
-        (combined,) = jax.linear_transpose(sums, t)((p, q))
-        return combined
-
-    return lax.platform_dependent(p, q, *operands, cpu=packed, default=plain)
+    like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
+    cut = slices.cut((like, *operands), constant)
+    if cut is None:
+        u, v = f(*operands)
+        return u * p + q if v is None else (u * p + q) * v
+    sums, spread = _sums_and_transpose(products, cut, constant, dtype)
+    (combined,) = linear.call(spread, sums, operands, (p, q))
+    return combined
 
 
 def approximate_mean(
@@ -143,12 +131,12 @@ def hold(x: jax.Array) -> jax.Array:
     with, but never a quotient. This one is `x` exactly, which XLA may not assume.
     (What has size 1 along the last axis is computed once per row anyway.)
     """
-    return _solve_for(x, _quotient, lambda x: x)
+    return _identity(x, _HELD, _AS_IT_IS)
 
 
 def hold_cotangent(x: jax.Array) -> jax.Array:
     """Return `x`, and hold its cotangent: for sums, whose transpose is a broadcast."""
-    return _solve_for(x, lambda x: x, _quotient)
+    return _identity(x, _AS_IT_IS, _HELD)
 
 
 def _mean_of_sample(
@@ -159,7 +147,7 @@ def _mean_of_sample(
 
     def part(place: int, piece: int) -> jax.Array:
         start = place * (cut.length // PLACES) + piece * size
-        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.start)
+        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.rows)
         return rows.astype(arguments.statistics_dtype(x.dtype))
 
     pairs = [
@@ -168,7 +156,7 @@ def _mean_of_sample(
         for piece in range(pieces)
     ]
     total = cut.reduce(slices.tree_sum(pairs))
-    mean = (total.real + total.imag) / (PLACES * pieces * size)
+    mean = (total.real + total.imag) / (PLACES * pieces * size * cut.fold)
     return jnp.mean(mean, cut.others(axis), keepdims=True)
 
 
@@ -192,22 +180,24 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
     return pieces, next((n for n in sizes if slices.is_fast(n)), size)
 
 
-def _quotient(x: jax.Array) -> jax.Array:
-    return lax.platform_dependent(
-        x, cpu=lambda x: x / (1 + 0 * jnp.clip(x, -1, 1)), default=lambda x: x
-    )
-
-
-def _solve_for(x: jax.Array, solve: Small, transposed: Small) -> jax.Array:
-    """Return x = solve(x), which is transposed to `transposed`, if it is small."""
+def _identity(
+    x: jax.Array, forward: linear.Forms, transpose: linear.Forms
+) -> jax.Array:
     if not x.ndim or x.shape[-1] == 1 or jnp.iscomplexobj(x):
         return x
-    return lax.custom_linear_solve(
-        lambda x: x,
-        x,
-        lambda _, x: solve(x),
-        transpose_solve=lambda _, x: transposed(x),
-    )
+    (held,) = linear.call(forward, transpose, (), (x,))
+    return held
+
+
+def _same(x: jax.Array) -> tuple[jax.Array]:
+    return (x,)
+
+
+def _quotient(x: jax.Array) -> tuple[jax.Array]:
+    return (x / (1 + 0 * jnp.clip(x, -1, 1)),)
+
+
+_AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 
 
 def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:
@@ -215,22 +205,36 @@ def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:
     return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
 
 
-def _sum_pile(
+def _sum_packed(
     f: Callable[..., Pair], axis: Axis, cut: slices.Cut, *operands: Any
 ) -> Pair:
-    """Return the sums of f(*operands), with a transpose that writes nothing twice.
+    parts = [lax.complex(*f(*part)) for part in cut.slices(operands)]
+    return _unpack(cut.reduce(cut.add(parts)), axis, cut)
 
-    Slices of operands would be transposed to a concatenation of large arrays. Here what
-    is split are products, and that is transposed to one small array, repeated, of which
-    XLA makes a broadcast.
+
+def _sums_and_transpose(
+    f: Callable[..., Pair], cut: slices.Cut, axis: Axis, dtype: Any
+) -> tuple[linear.Forms, linear.Forms]:
+    """Return the sums of f(t, *operands), linear in `t`, of a `dtype`; the transpose.
+
+    Both take the operands first.
     """
-    pair = lax.complex(*f(*cut.pile(operands)))
-    parts = lax.split(pair, [1] * cut.pile_number, cut.pile_axis)
-    rows = jnp.squeeze(slices.tree_sum(parts), cut.pile_axis)
-    # Not `cut.reduce`, which is not made to be transposed: `pile_number` is such that
-    # XLA's own windows fit.
-    total = jnp.expand_dims(jnp.sum(rows, cut.start), cut.group)
-    return _unpack(total, axis, cut)
+
+    def plain(*values: Any) -> Pair:
+        *operands, t = values
+        return _sum_plainly(f, axis, t, *operands)
+
+    def packed(*values: Any) -> Pair:
+        *operands, t = values
+        return _sum_packed(f, axis, cut, t, *operands)
+
+    def spread(*values: Any) -> tuple[jax.Array]:
+        *operands, p, q = values
+        t = lax.full_like(p, 0, dtype, cut.shape)  # varies over devices as p does
+        each = [jnp.broadcast_to(v, cut.shape) for v in (p, q)]
+        return jax.linear_transpose(lambda t: f(t, *operands), t)(tuple(each))
+
+    return linear.Forms(plain, packed), linear.Forms(spread, spread)
 
 
 def _unpack(total: jax.Array, axis: Axis, cut: slices.Cut) -> Pair:

@@ -14,6 +14,7 @@ ORDER = [
     "axes",
     "arguments",
     "devices",
+    "linear",
     "slices",
     "sums",
     "shifted",

@@ -29,32 +29,44 @@ def packs(f, *args):
     return "complex<f32>" in jax.jit(f).lower(*args).as_text()
 
 
-# A shape, the axes to sum over, and whether the sums and their transpose are packed.
+# A shape, the axes to sum over, and whether the sums are packed.
 SHAPES = [
-    ((16, 5), (0,), True, False),
-    ((2, 3, 4, 5), (0, 1, 2), True, False),  # merged: 24 rows
-    ((3, 5, 7), (0, 1), True, False),  # 15 rows: single ones
-    ((17, 3), (0,), True, False),  # nine slices of two; the last overlaps another
-    ((49, 3), (0,), True, False),  # an overlap of three of four rows
-    ((170, 3), (0,), True, True),  # slices of twelve: windows of six
-    ((2, 320, 3), (1,), True, True),  # ten are many: every tenth row in half precision
-    ((1100, 2), (0,), True, True),  # slices of 70: windows of 14
-    ((37 * 16, 2), (0,), True, True),  # an overlap of eight of 40 rows
-    ((16 * 640, 1), (0,), True, True),  # windows of windows
-    ((3, 7), (0,), False, False),  # too few
-    ((3, 4, 4, 2, 4), (1, 2, 4), True, False),  # groups: merged and last
-    ((16, 8), (1,), False, True),  # the last axis stays plain, but not in a transpose
+    ((16, 5), (0,), True),
+    ((2, 3, 4, 5), (0, 1, 2), True),  # merged: 24 rows
+    ((3, 5, 7), (0, 1), True),  # 15 rows: single ones
+    ((17, 3), (0,), True),  # nine slices of two; the last overlaps another
+    ((49, 3), (0,), True),  # an overlap of three of four rows
+    ((170, 3), (0,), True),  # slices of twelve: windows of six
+    ((2, 320, 3), (1,), True),
+    ((1100, 2), (0,), True),  # slices of 70: windows of 14
+    ((37 * 16, 2), (0,), True),  # an overlap of eight of 40 rows
+    ((16 * 640, 1), (0,), True),  # windows of windows
+    ((3, 7), (0,), False),  # too few
+    ((3, 4, 4, 2, 4), (1, 2, 4), True),  # groups: merged and last
 ]
+# Along the last axis sums are packed if that is asked for, or in a transpose.
+ROWS = [
+    ((16, 8), (1,)),
+    ((5, 64), (1,)),
+    ((5, 70), (1,)),  # slices of 16, and of 8 in half precision, that overlap
+    ((3, 2, 1536), (1, 2)),  # merged and folded
+    ((2, 4 * 1009), (1,)),  # folded in four rows of a prime size
+    ((2, 1009), (1,)),  # longer slices
+]
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
-@pytest.mark.parametrize(("shape", "axis", "packed", "_"), SHAPES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_sum_pair(shape, axis, packed, _, dtype):
+@pytest.mark.parametrize(
+    ("shape", "axis", "packed", "rows"),
+    [(*case, False) for case in SHAPES] + [(*case, True, True) for case in ROWS],
+)
+@both_dtypes
+def test_sum_pair(shape, axis, packed, rows, dtype):
     x = jnp.asarray(RNG.normal(3, 1, shape), dtype)
     shift = 0.5 * jnp.mean(x, axis, jnp.float32, keepdims=True)
 
     def f(x, shift):
-        return sums.sum_pair(terms, (x, shift), axis)
+        return sums.sum_pair(terms, (x, shift), axis, pack_last_axis=rows)
 
     d = np.asarray(x, np.float64) - np.asarray(shift, np.float64)
     for got, expected in zip(jax.jit(f)(x, shift), (d, d**2), strict=True):
@@ -63,30 +75,44 @@ def test_sum_pair(shape, axis, packed, _, dtype):
     assert packs(f, x, shift) == packed
 
 
-@pytest.mark.parametrize(("shape", "axis", "_", "packed"), SHAPES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, _, packed, dtype):
+@pytest.mark.parametrize(("shape", "axis"), ROWS)
+def test_sums_along_the_last_axis_are_plain_unless_asked_for(shape, axis):
+    x = jnp.ones(shape)
+    assert not packs(lambda x: sums.sum_pair(terms, (x, x[:1] * 0), axis), x)
+
+
+ALL = SHAPES + [(*case, True) for case in ROWS]
+
+
+@pytest.mark.parametrize(("shape", "axis", "packed"), ALL)
+@both_dtypes
+def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, packed, dtype):
     x, ct = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     p, q = RNG.normal(size=(2, *small)).astype(np.float32)
 
     def f(p, q):
         def factors(x):
-            return jnp.sin(x.astype(jnp.float32)), None
+            x = x.astype(jnp.float32)
+            return jnp.sin(x), jnp.cos(x)
 
         return sums.combine(factors, (jnp.asarray(x, dtype),), p, q)
 
-    np.testing.assert_allclose(jax.jit(f)(p, q), np.sin(x) * p + q, atol=1e-5)
-    got = jax.jit(jax.linear_transpose(f, p, q))(ct)
-    for value, expected in zip(got, (np.sin(x) * ct, ct), strict=True):
+    u, v = np.sin(x), np.cos(x)
+    np.testing.assert_allclose(jax.jit(f)(p, q), (u * p + q) * v, atol=1e-5)
+    transpose = jax.linear_transpose(f, p, q)
+    for value, expected in zip(
+        jax.jit(transpose)(ct), (u * v * ct, v * ct), strict=True
+    ):
         expected = expected.astype(np.float64).sum(axis, keepdims=True)
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    assert packs(f, p, q) == packed
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=3e-5)
+    assert packs(transpose, ct) == packed
+    assert not packs(f, p, q)
 
 
-@pytest.mark.parametrize(("shape", "axis", "_", "packed"), SHAPES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_linear_sum_pair_and_its_transpose(shape, axis, _, packed, dtype):
+@pytest.mark.parametrize(("shape", "axis", "packed"), ALL)
+@both_dtypes
+def test_linear_sum_pair_and_its_transpose(shape, axis, packed, dtype):
     x, t = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     cts = tuple(RNG.normal(size=(2, *small)).astype(np.float32))
@@ -99,10 +125,12 @@ def test_linear_sum_pair_and_its_transpose(shape, axis, _, packed, dtype):
 
     for value, expected in zip(jax.jit(f)(t), (np.sin(x) * t, t), strict=True):
         expected = expected.astype(np.float64).sum(axis, keepdims=True)
-        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
-    (got,) = jax.jit(jax.linear_transpose(f, t))(cts)
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=3e-5)
+    transpose = jax.linear_transpose(f, t)
+    (got,) = jax.jit(transpose)(cts)
     np.testing.assert_allclose(got, np.sin(x) * cts[0] + cts[1], rtol=1e-5, atol=1e-5)
     assert packs(f, t) == packed
+    assert not packs(transpose, cts)
 
 
 def test_an_operand_may_vary_along_part_of_the_merged_axes():

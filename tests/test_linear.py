@@ -1,0 +1,159 @@
+"""A linear function with a given transpose, under every transformation."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxnorm import devices, linear
+
+RNG = np.random.default_rng(0)
+X, A, B = (jnp.asarray(v, jnp.float32) for v in RNG.normal(size=(3, 4, 5)))
+
+
+def sums(x, y, a, b):
+    """Two linear functions of `a` and `b`; `y` may be left out."""
+    y = 1 if y is None else y
+    return (x * y * a + b).sum(0), (jnp.sin(x) * b).sum(0)
+
+
+def spread(x, y, p, q):
+    y = 1 if y is None else y
+    return x * y * p, p + jnp.sin(x) * q
+
+
+def marked(f, mark):
+    """As `f`, to be told from it in a program."""
+    return lambda *values: tuple(v * mark / mark for v in f(*values))
+
+
+SUMS = linear.Forms(sums, marked(sums, 3.0))
+SPREAD = linear.Forms(spread, marked(spread, 5.0))
+
+
+def given(x, a, b, y=None):
+    return linear.call(SUMS, SPREAD, (x, y), (a, b))
+
+
+def plain(x, a, b, y=None):
+    return sums(x, y, a, b)
+
+
+def loss(f):
+    return lambda *args: sum(jnp.sum(v**3) for v in f(*args))
+
+
+def assert_alike(transform, *args):
+    got, expected = transform(given)(*args), transform(plain)(*args)
+    chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-5)
+    compiled = jax.jit(transform(given))(*args)
+    chex.assert_trees_all_close(compiled, got, rtol=1e-5, atol=1e-5)
+
+
+TRANSFORMS = {
+    "value": lambda f: f,
+    "grad": lambda f: jax.grad(loss(f), (0, 1, 2)),
+    "jvp": lambda f: lambda *args: jax.jvp(f, args, args[::-1]),
+    "jacrev": lambda f: jax.jacrev(f, (0, 1)),
+    "jacfwd": lambda f: jax.jacfwd(f, (0, 2)),
+    "hessian": lambda f: jax.hessian(loss(f), (0, 1)),
+    "reverse over reverse": lambda f: jax.jacrev(jax.grad(loss(f), (0, 2)), (0, 1)),
+    "reverse over forward": lambda f: jax.grad(
+        lambda *args: jax.jvp(loss(f), args, args)[1], (0, 1)
+    ),
+    "third order": lambda f: jax.jacfwd(
+        jax.grad(lambda x, a, b: jnp.sum(jax.grad(loss(f), 1)(x, a, b) ** 2))
+    ),
+    "remat": lambda f: jax.grad(jax.checkpoint(loss(f)), (0, 1)),
+    "transpose of transpose": lambda f: (
+        lambda x, a, b: jax.linear_transpose(
+            lambda *ct: jax.linear_transpose(lambda a, b: f(x, a, b), a, b)(ct),
+            *f(x, a, b),
+        )((a, b))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_it_is_transformed_like_its_plain_form(name):
+    assert_alike(TRANSFORMS[name], X, A, B)
+
+
+@pytest.mark.parametrize("axes", [(0, 0, 0), (0, None, 1), (None, 2, None), (1, 0, 2)])
+@pytest.mark.parametrize("name", ["value", "grad", "jvp", "hessian"])
+def test_vmap(name, axes):
+    def batch(v, axis):
+        many = jnp.stack([v, 2 * v, v - 1])
+        return v if axis is None else jnp.moveaxis(many, 0, axis)
+
+    args = [batch(v, axis) for v, axis in zip((X, A, B), axes, strict=True)]
+    assert_alike(lambda f: jax.vmap(TRANSFORMS[name](f), axes), *args)
+
+
+def test_vmap_twice_and_in_scan():
+    many = [jnp.stack([v, v + 1]) for v in (X, A, B)]
+    outer = [v[None] for v in many]
+    assert_alike(lambda f: jax.vmap(jax.vmap(jax.grad(loss(f)))), *outer)
+
+    def scanned(f):
+        def step(carry, v):
+            return carry + jax.grad(loss(f))(*v), None
+
+        return lambda *v: jax.lax.scan(step, jnp.zeros_like(X), v)[0]
+
+    assert_alike(scanned, *many)
+
+
+def test_operands_that_are_left_out_or_not_numbers_of_the_reals():
+    def masked(f):
+        return jax.grad(lambda x, a, b: loss(f)(x, a, b, X > 0), (0, 1))
+
+    assert_alike(masked, X, A, B)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_shard_map(check_vma):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    spec = P("d")
+
+    def sharded(f):
+        def local(x, a, b):
+            a, b = devices.vary((a, b), x)
+            return jax.tree.map(lambda v: v[None], f(x, a, b))
+
+        mapped = jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(spec, P(), spec),
+            out_specs=spec,
+            check_vma=check_vma,
+        )
+        return jax.grad(loss(mapped), (0, 1, 2))
+
+    assert_alike(sharded, X, A[:1], B)
+
+
+def test_each_platform_takes_its_form():
+    def text(f, *args, platform):
+        exported = export.export(jax.jit(f), platforms=[platform])(*args)
+        return exported.mlir_module()
+
+    gradient = jax.grad(loss(given), (1, 2))
+    for f, mark in ((given, "3.0"), (gradient, "5.0")):
+        assert f"<{mark}" in text(f, X, A, B, platform="cpu")
+        for platform in ("cuda", "tpu"):
+            assert f"<{mark}" not in text(f, X, A, B, platform=platform)
+
+
+def test_one_program_for_several_platforms():
+    exported = export.export(jax.jit(given), platforms=["cpu", "cuda"])(X, A, B)
+    chex.assert_trees_all_close(exported.call(X, A, B), plain(X, A, B), rtol=1e-5)
+
+
+def test_without_jit():
+    with jax.disable_jit():
+        assert_alike(lambda f: jax.grad(loss(f), (0, 1)), X, A, B)
