@@ -58,21 +58,21 @@ def same_group(axis_name: AxisName, groups: Groups) -> jax.Array:
 
 
 def vary_like(
-    examples: Sequence[jax.Array | None], p: jax.Array, q: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mark two arrays as differing between devices wherever one of `examples` does.
+    examples: Sequence[jax.Array | None], arrays: Sequence[jax.Array]
+) -> list[jax.Array]:
+    """Mark arrays of one shape as differing between devices where an example does.
 
     Inside shard_map with check_vma a cotangent is summed over devices where its value
-    begins to vary. Left alone, that is in two places, so two collectives; stacked it
-    is one.
+    begins to vary. Left alone, that is in several places, so several collectives;
+    stacked it is one.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
-        return p, q
-    stacked = jnp.stack([p, q])
+        return list(arrays)
+    stacked = jnp.stack(arrays)
     for example in examples:
         if example is not None:
             stacked = vary(stacked, example)
-    return stacked[0], stacked[1]
+    return list(stacked)
 
 
 def vary(tree: Tree, x: jax.Array) -> Tree:

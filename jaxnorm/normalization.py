@@ -161,7 +161,15 @@ def _by_statistics_jvp(
         )
         shift = mean.astype(dtype)
         moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
-        return _tangent(output.activation, operands, moments, t_operands, t_mean, t_var)
+        return _tangent(
+            output.activation,
+            operands,
+            moments,
+            t_operands,
+            t_mean,
+            t_var,
+            has_remainder=False,
+        )
 
     operands, mean, var = primals
     y = _by_statistics(operands, mean, var, output)
@@ -230,8 +238,9 @@ def _differentiate(
         operands,
         moments,
         tangents._replace(x=t_x),
-        t_moments.mean,
+        t_moments.mean if over.centered else None,
         t_var,
+        has_remainder=over.centered,
     )
     return t_y, t_pooled
 
@@ -243,21 +252,27 @@ def _tangent(
     tangents: Operands,
     t_mean: jax.Array | None,
     t_var: jax.Array | None,
+    *,
+    has_remainder: bool,
 ) -> jax.Array:
-    """Return the tangent of the output, given those of mean and variance."""
+    """Return the tangent of the output, given those of mean and variance.
+
+    Without a remainder the shift is the mean, and `moments.mean` is 0.
+    """
     x, weights, scale, bias, eps, add = operands
     inverse = lax.rsqrt(moments.var + eps)
     dtype = moments.shift.dtype
     zero = jnp.zeros((1,) * x.ndim, dtype)
-    t_scale, t_bias = _or(tangents.scale, zero), _or(tangents.bias, zero)
+    t_scale, t_bias = _or(tangents.scale, zero), tangents.bias
     # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
-    a, q = inverse, -inverse * _or(t_mean, zero)
+    a, q = inverse, None if t_mean is None else -inverse * t_mean
     p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(tangents.eps, zero))
     folded = within(inverse, scale, bias)
     if folded:
         a, p, q = (times(value, scale) for value in (a, p, q))
-        p, q = p + inverse * t_scale, q + t_bias
-    q = q - p * moments.mean
+        p, q = p + inverse * t_scale, _add(q, t_bias)
+    if has_remainder:
+        q = _add(q, -p * moments.mean)
 
     # All of it times the slope of the activation, which is computed anew where it is
     # used: nothing but `x`, and `add`, has to be kept.
@@ -324,6 +339,10 @@ def _widened(operands: Operands) -> Operands:
 
 def _any(*values: jax.Array | None) -> bool:
     return any(value is not None for value in values)
+
+
+def _add(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
+    return a if b is None else b if a is None else a + b
 
 
 def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:

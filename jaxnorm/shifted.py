@@ -119,7 +119,8 @@ def measure(
 
     def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
         d = x.astype(shift.dtype) - shift
-        return _weigh(d, weights), _weigh(square(d), weights)
+        squares = _weigh(square(d), weights)
+        return (_weigh(d, weights), squares) if over.centered else (squares,)
 
     count = _sum_groups(_count(x, weights, over.axis), over, x)
     shift, is_mean = _shift(x, weights, count, over, apart)
@@ -129,15 +130,15 @@ def measure(
     # One sum alone is as fast plain, but in half precision, where x would be written to
     # memory in float32 before it.
     packed = apart and (over.centered or x.dtype.itemsize < 4)
-    pair = sums.sum_pair(terms, operands, over.axis, pack_last_axis=packed)
-    first, second = _sum_groups(pair, over, x)
+    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=packed)
+    *first, second = _sum_groups(each, over, x)
     if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
         mean, m2 = jnp.zeros_like(shift), second
     else:
-        mean = first / jnp.where(count == 0, 1, count)
+        mean = first[0] / jnp.where(count == 0, 1, count)
         # What is subtracted can be 4/5 of the sum, and is rounded as seldom as may be;
         # where it is small, in the way that is faster.
-        excess = count * square(mean) if is_mean else inner(first, mean)
+        excess = count * square(mean) if is_mean else inner(first[0], mean)
         m2 = jnp.maximum(second - excess, 0)
     return pool(ShiftedMoments(count, shift, mean, m2), over)
 
@@ -190,17 +191,17 @@ def moment_tangents(
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
         d = deviations(x, shift, 0, weights)
-        return _weigh(inner(d, t_x), weights), _weigh(t_x, weights)
+        inner_term = _weigh(inner(d, t_x), weights)
+        return (inner_term, _weigh(t_x, weights)) if over.centered else (inner_term,)
 
-    if t_x is not None and over.centered:
+    if t_x is not None:
         operands = x, moments.shift, weights
-        pair = sums.linear_sum_pair(terms, t_x, operands, over.axis)
-        t_inner, t_d = map(sums.hold_cotangent, pair)
-        t_sum += t_d
-        t_m2 += 2 * (t_inner - inner(moments.mean, t_d))
-    elif t_x is not None:
-        t_inner, _ = terms(t_x, x, moments.shift, weights)
-        t_m2 += 2 * sums.hold_cotangent(_sum(t_inner, over.axis))
+        each = sums.sum_linear_terms(terms, t_x, operands, over.axis)
+        t_inner, *t_d = map(sums.hold_cotangent, each)
+        t_m2 += 2 * t_inner
+        if over.centered:
+            t_sum += t_d[0]
+            t_m2 -= 2 * inner(moments.mean, t_d[0])
     if t_weights is not None:
         c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
         t_sum += _sum(t_weights * c, over.axis)

@@ -106,13 +106,13 @@ class Cut(NamedTuple):
         merged = self.merge(operands)
         return [[cut(v, start) for v in merged] for start in starts]
 
-    def add(self, parts: Sequence[jax.Array]) -> jax.Array:
-        """Add up what was made of each slice, and of no row twice."""
+    def each_row_once(self, parts: Sequence[jax.Array]) -> list[jax.Array]:
+        """Return what was made of each slice, without the rows that are in two."""
         *parts, last = parts
         if self.overlap:
             rows = lax.broadcasted_iota(jnp.int32, last.shape, self.rows)
             last = jnp.where(rows >= self.overlap, last, 0)
-        return tree_sum([*parts, last])
+        return [*parts, last]
 
     def reduce(self, left: jax.Array) -> jax.Array:
         """Sum over the merged axis. Those of the group are kept with size 1."""

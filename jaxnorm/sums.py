@@ -29,17 +29,13 @@ from jaxnorm.slices import Axis, Operands
 # The mean of a part of an array is taken of rows in so many places.
 PLACES = 4
 
-Pair = tuple[jax.Array, jax.Array]
+Terms = Callable[..., tuple[jax.Array, ...]]
 
 
-def sum_pair(
-    f: Callable[..., Pair],
-    operands: Operands,
-    axis: Axis,
-    *,
-    pack_last_axis: bool = False,
-) -> Pair:
-    """Return the sums of the two arrays f(*operands) over `axis`, kept with size 1.
+def sum_terms(
+    f: Terms, operands: Operands, axis: Axis, *, pack_last_axis: bool = False
+) -> tuple[jax.Array, ...]:
+    """Return the sums of the arrays f(*operands), one or two, over `axis`, kept.
 
     Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
     to three of them in a row with what surrounds them, if only that uses them.
@@ -52,52 +48,54 @@ def sum_pair(
     return lax.platform_dependent(*operands, cpu=packed, default=plain)
 
 
-def linear_sum_pair(
-    f: Callable[..., Pair], t: jax.Array, operands: Operands, axis: Axis
-) -> Pair:
-    """Return the sums of the two arrays f(t, *operands), which are linear in `t`.
+def sum_linear_terms(
+    f: Terms, t: jax.Array, operands: Operands, axis: Axis
+) -> tuple[jax.Array, ...]:
+    """Return the sums of the arrays f(t, *operands), one or two, linear in `t`.
 
-    Its transpose is elementwise: `combine`, where f(t) is (u * t, v * t).
+    The transpose is elementwise: `combine`, where f(t) is (u * v * t, v * t).
     """
     cut = slices.cut((t, *operands), axis)
     if cut is None:
         return _sum_plainly(f, axis, t, *operands)
     for operand in operands:
         t = t if operand is None else devices.vary(t, operand)
-    sums, spread = _sums_and_transpose(f, cut, axis, t.dtype)
-    first, second = linear.call(sums, spread, operands, (t,))
-    return first, second
+    number = len(jax.eval_shape(f, t, *operands))
+    sums, spread = _sums_and_transpose(f, number, cut, axis, t.dtype)
+    return linear.call(sums, spread, operands, (t,))
 
 
 def combine(
     f: Callable[..., tuple[jax.Array, jax.Array | None]],
     operands: Operands,
     p: jax.Array,
-    q: jax.Array,
+    q: jax.Array | None,
 ) -> jax.Array:
-    """Return (u * p + q) * v for (u, v) = f(*operands); v None is 1.
+    """Return (u * p + q) * v for (u, v) = f(*operands); v None is 1, and q None 0.
 
     Linear in the small `p` and `q`, of the rank of u: the transpose is a pair of sums,
-    of u * v * ct and v * ct.
+    of u * v * ct and v * ct, or the first of them.
     """
 
-    def products(t: jax.Array, *operands: Any) -> Pair:
+    def products(t: jax.Array, *operands: Any) -> tuple[jax.Array, ...]:
         u, v = f(*operands)
         t = t if v is None else v * t
-        return u * t, t
+        return (u * t,) if q is None else (u * t, t)
 
-    present = [v for v in (p, q, *jax.eval_shape(f, *operands)) if v is not None]
+    small = [p] if q is None else [p, q]
+    present = [v for v in (*small, *jax.eval_shape(f, *operands)) if v is not None]
     dtype = jnp.result_type(*(v.dtype for v in present))
-    p, q = (v.astype(dtype) for v in jnp.broadcast_arrays(p, q))
-    p, q = map(hold, devices.vary_like(operands, p, q))
-    constant = tuple(a for a in range(p.ndim) if p.shape[a] == 1)
+    small = [v.astype(dtype) for v in jnp.broadcast_arrays(*small)]
+    small = [hold(v) for v in devices.vary_like(operands, small)]
+    constant = tuple(a for a in range(p.ndim) if small[0].shape[a] == 1)
     like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
     cut = slices.cut((like, *operands), constant)
     if cut is None:
         u, v = f(*operands)
-        return u * p + q if v is None else (u * p + q) * v
-    sums, spread = _sums_and_transpose(products, cut, constant, dtype)
-    (combined,) = linear.call(spread, sums, operands, (p, q))
+        y = u * small[0] if q is None else u * small[0] + small[1]
+        return y if v is None else y * v
+    sums, spread = _sums_and_transpose(products, len(small), cut, constant, dtype)
+    (combined,) = linear.call(spread, sums, operands, small)
     return combined
 
 
@@ -200,43 +198,47 @@ def _quotient(x: jax.Array) -> tuple[jax.Array]:
 _AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 
 
-def _sum_plainly(f: Callable[..., Pair], axis: Axis, *operands: Any) -> Pair:
-    a, b = f(*operands)
-    return jnp.sum(a, axis, keepdims=True), jnp.sum(b, axis, keepdims=True)
+def _sum_plainly(f: Terms, axis: Axis, *operands: Any) -> tuple[jax.Array, ...]:
+    return tuple(jnp.sum(v, axis, keepdims=True) for v in f(*operands))
 
 
 def _sum_packed(
-    f: Callable[..., Pair], axis: Axis, cut: slices.Cut, *operands: Any
-) -> Pair:
-    parts = [lax.complex(*f(*part)) for part in cut.slices(operands)]
-    return _unpack(cut.reduce(cut.add(parts)), axis, cut)
+    f: Terms, axis: Axis, cut: slices.Cut, *operands: Any
+) -> tuple[jax.Array, ...]:
+    """Add up slices as complex numbers: two terms of one slice, or one term of two."""
+    terms = [f(*part) for part in cut.slices(operands)]
+    each = [cut.each_row_once(term) for term in zip(*terms, strict=True)]
+    if len(each) == 1:
+        (term,) = each
+        if len(term) % 2:
+            term.append(jnp.zeros_like(term[0]))
+        each = [term[::2], term[1::2]]
+    total = cut.reduce(slices.tree_sum([*map(lax.complex, *each)]))
+    if len(terms[0]) == 1:
+        return _sum_plainly(lambda: (total.real + total.imag,), cut.others(axis))
+    return _sum_plainly(lambda: (total.real, total.imag), cut.others(axis))
 
 
 def _sums_and_transpose(
-    f: Callable[..., Pair], cut: slices.Cut, axis: Axis, dtype: Any
+    f: Terms, number: int, cut: slices.Cut, axis: Axis, dtype: Any
 ) -> tuple[linear.Forms, linear.Forms]:
-    """Return the sums of f(t, *operands), linear in `t`, of a `dtype`; the transpose.
+    """Return the sums of f(t, *operands), linear in `t`; and the transpose.
 
-    Both take the operands first.
+    `f` returns so many arrays, and `t` is of `dtype`. Both take the operands first.
     """
 
-    def plain(*values: Any) -> Pair:
+    def plain(*values: Any) -> tuple[jax.Array, ...]:
         *operands, t = values
         return _sum_plainly(f, axis, t, *operands)
 
-    def packed(*values: Any) -> Pair:
+    def packed(*values: Any) -> tuple[jax.Array, ...]:
         *operands, t = values
         return _sum_packed(f, axis, cut, t, *operands)
 
     def spread(*values: Any) -> tuple[jax.Array]:
-        *operands, p, q = values
-        t = lax.full_like(p, 0, dtype, cut.shape)  # varies over devices as p does
-        each = [jnp.broadcast_to(v, cut.shape) for v in (p, q)]
-        return jax.linear_transpose(lambda t: f(t, *operands), t)(tuple(each))
+        operands, small = values[:-number], values[-number:]
+        t = lax.full_like(small[0], 0, dtype, cut.shape)  # varies over devices alike
+        each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
+        return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
     return linear.Forms(plain, packed), linear.Forms(spread, spread)
-
-
-def _unpack(total: jax.Array, axis: Axis, cut: slices.Cut) -> Pair:
-    """Return the real and the imaginary part, summed over what is left of `axis`."""
-    return _sum_plainly(lambda: (total.real, total.imag), cut.others(axis))

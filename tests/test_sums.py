@@ -61,12 +61,12 @@ both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
     [(*case, False) for case in SHAPES] + [(*case, True, True) for case in ROWS],
 )
 @both_dtypes
-def test_sum_pair(shape, axis, packed, rows, dtype):
+def test_sum_terms(shape, axis, packed, rows, dtype):
     x = jnp.asarray(RNG.normal(3, 1, shape), dtype)
     shift = 0.5 * jnp.mean(x, axis, jnp.float32, keepdims=True)
 
     def f(x, shift):
-        return sums.sum_pair(terms, (x, shift), axis, pack_last_axis=rows)
+        return sums.sum_terms(terms, (x, shift), axis, pack_last_axis=rows)
 
     d = np.asarray(x, np.float64) - np.asarray(shift, np.float64)
     for got, expected in zip(jax.jit(f)(x, shift), (d, d**2), strict=True):
@@ -78,7 +78,7 @@ def test_sum_pair(shape, axis, packed, rows, dtype):
 @pytest.mark.parametrize(("shape", "axis"), ROWS)
 def test_sums_along_the_last_axis_are_plain_unless_asked_for(shape, axis):
     x = jnp.ones(shape)
-    assert not packs(lambda x: sums.sum_pair(terms, (x, x[:1] * 0), axis), x)
+    assert not packs(lambda x: sums.sum_terms(terms, (x, x[:1] * 0), axis), x)
 
 
 ALL = SHAPES + [(*case, True) for case in ROWS]
@@ -112,7 +112,7 @@ def test_the_transpose_of_combine_is_a_pair_of_sums(shape, axis, packed, dtype):
 
 @pytest.mark.parametrize(("shape", "axis", "packed"), ALL)
 @both_dtypes
-def test_linear_sum_pair_and_its_transpose(shape, axis, packed, dtype):
+def test_sums_of_linear_terms_and_their_transpose(shape, axis, packed, dtype):
     x, t = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
     small = tuple(1 if a in axis else n for a, n in enumerate(shape))
     cts = tuple(RNG.normal(size=(2, *small)).astype(np.float32))
@@ -121,7 +121,7 @@ def test_linear_sum_pair_and_its_transpose(shape, axis, packed, dtype):
         def products(t, x):
             return jnp.sin(x.astype(jnp.float32)) * t, t
 
-        return sums.linear_sum_pair(products, t, (jnp.asarray(x, dtype),), axis)
+        return sums.sum_linear_terms(products, t, (jnp.asarray(x, dtype),), axis)
 
     for value, expected in zip(jax.jit(f)(t), (np.sin(x) * t, t), strict=True):
         expected = expected.astype(np.float64).sum(axis, keepdims=True)
@@ -133,12 +133,57 @@ def test_linear_sum_pair_and_its_transpose(shape, axis, packed, dtype):
     assert not packs(transpose, cts)
 
 
+# An odd number of slices, one that is even, and along the last axis.
+ONE_TERM = [((17, 3), (0,)), ((16, 5), (0,)), ((2, 100), (1,)), ((3, 2, 1536), (1, 2))]
+
+
+@pytest.mark.parametrize(("shape", "axis"), ONE_TERM)
+@both_dtypes
+def test_one_term_alone_is_two_slices_at_once(shape, axis, dtype):
+    x, t = RNG.normal(3, 1, (2, *shape)).astype(dtype).astype(np.float32)
+    small = tuple(1 if a in axis else n for a, n in enumerate(shape))
+    p = RNG.normal(size=small).astype(np.float32)
+    operands = (jnp.asarray(x, dtype),)
+
+    def square(x):
+        return (jnp.square(x.astype(jnp.float32)),)
+
+    def product(t, x):
+        return (jnp.sin(x.astype(jnp.float32)) * t,)
+
+    def squares(x):
+        return sums.sum_terms(square, (x,), axis, pack_last_axis=True)
+
+    def products(t):
+        return sums.sum_linear_terms(product, t, operands, axis)
+
+    def combine(p):
+        def factors(x):
+            return jnp.sin(x.astype(jnp.float32)), None
+
+        return sums.combine(factors, operands, p, None)
+
+    product_sum = (np.sin(x) * t).sum(axis, np.float64, keepdims=True)
+    square_sum = (x.astype(np.float64) ** 2).sum(axis, keepdims=True)
+    spread = np.sin(x) * p
+    for f, argument, expected, packed in (
+        (squares, operands[0], square_sum, True),
+        (products, t, product_sum, True),
+        (jax.linear_transpose(combine, p), t, product_sum, True),
+        (combine, p, spread, False),
+        (lambda p: jax.linear_transpose(products, t)((p,)), p, spread, False),
+    ):
+        (value,) = jax.tree.leaves(jax.jit(f)(argument))
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=3e-5)
+        assert packs(f, argument) == packed
+
+
 def test_an_operand_may_vary_along_part_of_the_merged_axes():
     x = RNG.normal(size=(4, 4, 3)).astype(np.float32)
     weights = RNG.uniform(size=(4, 1, 1)).astype(np.float32)
 
     def f(x, weights):
-        return sums.sum_pair(lambda x, w: (x * w, w + 0 * x), (x, weights), (0, 1))
+        return sums.sum_terms(lambda x, w: (x * w, w + 0 * x), (x, weights), (0, 1))
 
     first, second = jax.jit(f)(x, weights)
     np.testing.assert_allclose(first[0, 0], (x * weights).sum((0, 1)), rtol=1e-5)
@@ -151,7 +196,7 @@ def test_other_platforms_take_plain_sums(platform):
     x = jnp.ones((16, 4))
 
     def f(x):
-        return sums.sum_pair(terms, (x, x[:1]), (0,))
+        return sums.sum_terms(terms, (x, x[:1]), (0,))
 
     text = export.export(jax.jit(f), platforms=[platform])(x).mlir_module()
     assert "complex<f32>" not in text
@@ -164,7 +209,7 @@ def test_an_array_that_may_be_sharded_is_not_cut(monkeypatch):
     monkeypatch.undo()
 
     def f(x):
-        return sums.sum_pair(terms, (x, x[:1] * 0), (0,))[1]
+        return sums.sum_terms(terms, (x, x[:1] * 0), (0,))[1]
 
     x = jnp.ones((64, 4))
     assert jax.device_count() > 1
@@ -211,7 +256,7 @@ def test_a_row_in_two_slices_is_left_out_of_one():
     """It is not multiplied by 0, which would make a NaN of an infinite value."""
     x = np.ones((17, 3), np.float32)
     x[15] = np.inf  # in two slices
-    first, second = jax.jit(lambda x: sums.sum_pair(terms, (x, x[:1]), (0,)))(x)
+    first, second = jax.jit(lambda x: sums.sum_terms(terms, (x, x[:1]), (0,)))(x)
     np.testing.assert_array_equal((first, second), np.full((2, 1, 3), np.inf))
 
 
