@@ -40,50 +40,40 @@ def call(
     `args` differ between devices wherever an operand does (see `devices.vary`).
     """
     leaves, structure = jax.tree.flatten(tuple(operands))
+    if len(leaves) < len(operands):  # some are None
 
-    def of_leaves(f: Function) -> Function:
-        def flat(*values: Any) -> tuple[jax.Array, ...]:
-            operands = jax.tree.unflatten(structure, values[: len(leaves)])
-            return f(*operands, *values[len(leaves) :])
+        def of_leaves(f: Function) -> Function:
+            def flat(*values: Any) -> tuple[jax.Array, ...]:
+                operands = jax.tree.unflatten(structure, values[: len(leaves)])
+                return f(*operands, *values[len(leaves) :])
 
-        return flat
+            return flat
 
-    forward, transpose = (Forms(*map(of_leaves, f)) for f in (forward, transpose))
-    return _bind(forward, transpose, leaves, args)
+        forward, transpose = (Forms(*map(of_leaves, f)) for f in (forward, transpose))
+    params = {"forward": forward, "transpose": transpose, "operands": len(leaves)}
+    return tuple(_linear.bind(*leaves, *args, **params))
 
 
-def _bind(
-    forward: Forms,
-    transpose: Forms,
-    operands: Sequence[jax.Array],
-    args: Sequence[jax.Array],
-) -> tuple[jax.Array, ...]:
-    types = jax.make_jaxpr(forward.plain)(*operands, *args).out_avals
-    out = _linear.bind(
-        *operands,
-        *args,
-        number=len(operands),
-        forward=forward,
-        transpose=transpose,
-        out_types=tuple(types),
-    )
-    return tuple(out)
+def _types(*types: Any, forward: Forms, **_: Any) -> Any:
+    return jax.make_jaxpr(forward.plain)(*types).out_avals
 
 
 def _differentiate(primals: Any, tangents: Any, **params: Any) -> Any:
     """Apply it to the tangents of `args`, and differentiate it in the operands."""
-    number, plain = params["number"], params["forward"].plain
+    count, plain = params["operands"], params["forward"].plain
     out = _linear.bind(*primals, **params)
     t_out = [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in out]
-    if not all(isinstance(t, ad.Zero) for t in tangents[number:]):
-        t_args = map(ad.instantiate_zeros, tangents[number:])
-        t_out = _linear.bind(*primals[:number], *t_args, **params)
-    moving = [i for i in range(number) if not isinstance(tangents[i], ad.Zero)]
+    if not all(isinstance(t, ad.Zero) for t in tangents[count:]):
+        t_args = map(ad.instantiate_zeros, tangents[count:])
+        t_out = _linear.bind(*primals[:count], *t_args, **params)
+    moving = [i for i in range(count) if not isinstance(tangents[i], ad.Zero)]
     if moving:
 
         def at(*moved: jax.Array) -> tuple[jax.Array, ...]:
-            values = dict(enumerate(primals)) | dict(zip(moving, moved, strict=True))
-            return plain(*values.values())
+            values = list(primals)
+            for i, value in zip(moving, moved, strict=True):
+                values[i] = value
+            return plain(*values)
 
         at_values, along = (tuple(v[i] for i in moving) for v in (primals, tangents))
         _, more = jax.jvp(at, at_values, along)
@@ -92,39 +82,37 @@ def _differentiate(primals: Any, tangents: Any, **params: Any) -> Any:
 
 
 def _transpose(cotangents: Any, *values: Any, **params: Any) -> list[Any]:
-    number = params["number"]
-    operands, args = values[:number], values[number:]
-    out = _linear.bind(
-        *operands,
-        *map(ad.instantiate_zeros, cotangents),
-        number=number,
-        forward=params["transpose"],
-        transpose=params["forward"],
-        out_types=tuple(arg.aval for arg in args),
-    )
-    return [None] * number + list(out)
+    """Return the cotangents of all `args`; JAX drops those of constants."""
+    count = params["operands"]
+    swapped = {"forward": params["transpose"], "transpose": params["forward"]}
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    out = _linear.bind(*values[:count], *cotangents, operands=count, **swapped)
+    return [None] * count + list(out)
 
 
 def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
     """Batch all that is linear, and of the operands those that are batched."""
-    out_types, number = params["out_types"], params["number"]
     if all(d is None for d in dims):
-        return _linear.bind(*values, **params), [None] * len(out_types)
+        out = _linear.bind(*values, **params)
+        return out, [None] * len(out)
+    count = params["operands"]
+    mapped = tuple(d if d is None else 0 for d in dims[:count])
 
-    def to_front(value: jax.Array, dim: int | None) -> jax.Array:
-        return batching.bdim_at_front(value, dim, axis.size)
+    def batched(f: Function) -> Function:
+        def many(*values: Any) -> tuple[jax.Array, ...]:
+            in_axes = (*mapped, *[0] * (len(values) - count))
+            size, name = axis.size, axis.spmd_name
+            return jax.vmap(f, in_axes, axis_size=size, spmd_axis_name=name)(*values)
 
-    def batched(f: Function, linear: int) -> Function:
-        mapped = [d if d is None else 0 for d in dims[:number]]
-        in_axes = (*mapped, *[0] * linear)
-        return jax.vmap(f, in_axes, axis_size=axis.size, spmd_axis_name=axis.spmd_name)
+        return many
 
-    pairs = list(zip(values, dims, strict=True))
-    operands = [v if d is None else to_front(v, d) for v, d in pairs[:number]]
-    args = [to_front(v, d) for v, d in pairs[number:]]
-    forward = Forms(*(batched(f, len(args)) for f in params["forward"]))
-    transpose = Forms(*(batched(f, len(out_types)) for f in params["transpose"]))
-    return _bind(forward, transpose, operands, args), [0] * len(out_types)
+    values = [
+        v if i < count and d is None else batching.bdim_at_front(v, d, axis.size)
+        for i, (v, d) in enumerate(zip(values, dims, strict=True))
+    ]
+    forms = {key: Forms(*map(batched, params[key])) for key in ("forward", "transpose")}
+    out = _linear.bind(*values, operands=count, **forms)
+    return out, [0] * len(out)
 
 
 def _plain(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
@@ -138,7 +126,7 @@ def _cpu(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
 _linear = Primitive("linear_with_transpose")
 _linear.multiple_results = True
 _linear.def_impl(_plain)
-_linear.def_abstract_eval(lambda *_, out_types, **__: out_types)
+_linear.def_abstract_eval(_types)
 ad.primitive_jvps[_linear] = _differentiate
 ad.primitive_transposes[_linear] = _transpose
 batching.fancy_primitive_batchers[_linear] = _batch

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The number of slices. More than so many places that are read in turns, in all of the
-# arrays, are slower; and an array of fewer than 32 bits is written to memory in float32
-# if one loop would convert it in more than 15 places.
+# The number of slices. Of float32 arrays, more than so many places that are read in
+# turns, in all of them together, are slower. One of fewer than 32 bits is written to
+# memory in float32 if one loop would convert it in more than 15 places; there so many
+# are the best also of two arrays.
 LEAST, MOST, MOST_NARROW = 4, 16, 14
 # Along the last axis slices are short, so that what they are added up to stays in
 # registers, and a multiple of what is computed at once. Long rows are folded, until
@@ -147,9 +148,9 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     length, group = lengths[chosen], groups[chosen]
     if not inner and length >= LEAST * MULTIPLE:
         return Cut(x.shape, group, *_short(length, narrow), narrow)
-    row = math.prod(x.shape[group[-1] + 1 :]) * x.dtype.itemsize
-    large = sum(v.size == x.size for v in present)
-    most = MOST_NARROW if narrow else max(LEAST, MOST // large)
+    large = [v.dtype.itemsize for v in present if v.size == x.size]
+    row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
+    most = MOST_NARROW if narrow else max(LEAST, MOST // len(large))
     best = _best(length, most, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 

@@ -15,7 +15,7 @@ lies in memory, and not from what would have to be written there first.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,9 +60,9 @@ def sum_linear_terms(
         return _sum_plainly(f, axis, t, *operands)
     for operand in operands:
         t = t if operand is None else devices.vary(t, operand)
-    number = len(jax.eval_shape(f, t, *operands))
-    sums, spread = _sums_and_transpose(f, number, cut, axis, t.dtype)
-    return linear.call(sums, spread, operands, (t,))
+    count = len(jax.eval_shape(f, t, *operands))
+    add_up, spread = _sums_and_transpose(f, count, cut, axis, t.dtype)
+    return linear.call(add_up, spread, operands, (t,))
 
 
 def combine(
@@ -82,11 +82,12 @@ def combine(
         t = t if v is None else v * t
         return (u * t,) if q is None else (u * t, t)
 
-    small = [p] if q is None else [p, q]
-    present = [v for v in (*small, *jax.eval_shape(f, *operands)) if v is not None]
+    given = [p] if q is None else [p, q]
+    present = [v for v in (*given, *jax.eval_shape(f, *operands)) if v is not None]
     dtype = jnp.result_type(*(v.dtype for v in present))
-    small = [v.astype(dtype) for v in jnp.broadcast_arrays(*small)]
-    small = [hold(v) for v in devices.vary_like(operands, small)]
+    wide = [v.astype(dtype) for v in jnp.broadcast_arrays(*given)]
+    # Held last: what marks them as varying is not computed for each element either.
+    small = [hold(v) for v in devices.vary_like(operands, wide)]
     constant = tuple(a for a in range(p.ndim) if small[0].shape[a] == 1)
     like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
     cut = slices.cut((like, *operands), constant)
@@ -94,8 +95,8 @@ def combine(
         u, v = f(*operands)
         y = u * small[0] if q is None else u * small[0] + small[1]
         return y if v is None else y * v
-    sums, spread = _sums_and_transpose(products, len(small), cut, constant, dtype)
-    (combined,) = linear.call(spread, sums, operands, small)
+    add_up, spread = _sums_and_transpose(products, len(small), cut, constant, dtype)
+    (combined,) = linear.call(spread, add_up, operands, small)
     return combined
 
 
@@ -199,32 +200,36 @@ _AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 
 
 def _sum_plainly(f: Terms, axis: Axis, *operands: Any) -> tuple[jax.Array, ...]:
-    return tuple(jnp.sum(v, axis, keepdims=True) for v in f(*operands))
+    return _sum_each(f(*operands), axis)
+
+
+def _sum_each(terms: Sequence[jax.Array], axis: Axis) -> tuple[jax.Array, ...]:
+    return tuple(jnp.sum(term, axis, keepdims=True) for term in terms)
 
 
 def _sum_packed(
     f: Terms, axis: Axis, cut: slices.Cut, *operands: Any
 ) -> tuple[jax.Array, ...]:
     """Add up slices as complex numbers: two terms of one slice, or one term of two."""
-    terms = [f(*part) for part in cut.slices(operands)]
-    each = [cut.each_row_once(term) for term in zip(*terms, strict=True)]
-    if len(each) == 1:
-        (term,) = each
-        if len(term) % 2:
-            term.append(jnp.zeros_like(term[0]))
-        each = [term[::2], term[1::2]]
-    total = cut.reduce(slices.tree_sum([*map(lax.complex, *each)]))
-    if len(terms[0]) == 1:
-        return _sum_plainly(lambda: (total.real + total.imag,), cut.others(axis))
-    return _sum_plainly(lambda: (total.real, total.imag), cut.others(axis))
+    terms = zip(*(f(*part) for part in cut.slices(operands)), strict=True)
+    real, *rest = (cut.each_row_once(term) for term in terms)
+    if rest:
+        (imaginary,) = rest
+    else:
+        real, imaginary = real[::2], real[1::2]
+        if len(imaginary) < len(real):
+            imaginary.append(jnp.zeros_like(real[-1]))
+    total = cut.reduce(slices.tree_sum([*map(lax.complex, real, imaginary)]))
+    parts = (total.real, total.imag) if rest else (total.real + total.imag,)
+    return _sum_each(parts, cut.others(axis))
 
 
 def _sums_and_transpose(
-    f: Terms, number: int, cut: slices.Cut, axis: Axis, dtype: Any
+    f: Terms, count: int, cut: slices.Cut, axis: Axis, dtype: Any
 ) -> tuple[linear.Forms, linear.Forms]:
     """Return the sums of f(t, *operands), linear in `t`; and the transpose.
 
-    `f` returns so many arrays, and `t` is of `dtype`. Both take the operands first.
+    `f` returns `count` arrays, and `t` is of `dtype`. Both take the operands first.
     """
 
     def plain(*values: Any) -> tuple[jax.Array, ...]:
@@ -236,7 +241,7 @@ def _sums_and_transpose(
         return _sum_packed(f, axis, cut, t, *operands)
 
     def spread(*values: Any) -> tuple[jax.Array]:
-        operands, small = values[:-number], values[-number:]
+        operands, small = values[:-count], values[-count:]
         t = lax.full_like(small[0], 0, dtype, cut.shape)  # varies over devices alike
         each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)

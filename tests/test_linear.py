@@ -137,6 +137,18 @@ def test_shard_map(check_vma):
     assert_alike(sharded, X, A[:1], B)
 
 
+def test_its_types_are_those_of_where_it_is_evaluated():
+    """A program traced outside of shard_map does not hide what varies inside."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    program = jax.make_jaxpr(lambda x: given(x, x, x)[0])(X[:1])
+
+    def local(x):
+        return jax.core.eval_jaxpr(program.jaxpr, program.consts, x)[0]
+
+    with pytest.raises(ValueError, match="require replication"):
+        jax.shard_map(local, mesh=mesh, in_specs=P("d"), out_specs=P())(X)
+
+
 def test_each_platform_takes_its_form():
     def text(f, *args, platform):
         exported = export.export(jax.jit(f), platforms=[platform])(*args)
