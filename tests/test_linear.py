@@ -140,7 +140,8 @@ def test_shard_map(check_vma):
 def test_its_types_are_those_of_where_it_is_evaluated():
     """A program traced outside of shard_map does not hide what varies inside."""
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-    program = jax.make_jaxpr(lambda x: given(x, x, x)[0])(X[:1])
+    same = linear.Forms(lambda v: (v,), lambda v: (v,))
+    program = jax.make_jaxpr(lambda x: linear.call(same, same, (), (x,))[0])(X[:1])
 
     def local(x):
         return jax.core.eval_jaxpr(program.jaxpr, program.consts, x)[0]
