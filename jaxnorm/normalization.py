@@ -187,12 +187,12 @@ def _by_moments(
     moments = spread_moments(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
+    half = x.dtype.itemsize < 4
     if x.ndim - 1 not in over.axis and within(inverse, scale, bias):
-        gain, offset = line(moments, inverse, scale, bias)
-        y = d * gain + offset
+        _, offset = line(moments, inverse, scale, bias)
+        y = affine(d, inverse, scale, offset, half=half)
     else:
-        centered = d - moments.mean
-        y = affine(centered, inverse, scale, bias, half=x.dtype.itemsize < 4)
+        y = affine(d - moments.mean, inverse, scale, bias, half=half)
     if weights is not None:
         y = jnp.where(moments.count > 0, y, 0)
     return finish(y, add, output), pooled
