@@ -151,7 +151,8 @@ def cut(operands: Operands, axis: Axis) -> Cut | None:
     large = [v.dtype.itemsize for v in present if v.size == x.size]
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
     most = MOST_NARROW if narrow else max(LEAST, MOST // len(large))
-    best = _best(length, most, row)
+    # Of two or three single values nothing is left to be reduced.
+    best = _best(length, LEAST if inner else 2, most, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 
 
@@ -169,7 +170,7 @@ def _short(length: int, narrow: bool) -> tuple[int, int, int]:
     return fold, math.ceil(length / fold / size), size
 
 
-def _best(length: int, most: int, row: int) -> tuple[int, int] | None:
+def _best(length: int, least: int, most: int, row: int) -> tuple[int, int] | None:
     """Return how many slices to cut, and of what size; None if `length` is too short.
 
     `row` is the size of a row in bytes. The last slice may overlap the one before.
@@ -184,10 +185,10 @@ def _best(length: int, most: int, row: int) -> tuple[int, int] | None:
         sharing = number * math.gcd(size * row, PAGE) / PAGE
         return again + left + length * max(0, sharing - 4) / 32
 
-    exact = {math.ceil(length / n) for n in range(LEAST, most + 1)}
+    exact = {math.ceil(length / n) for n in range(least, most + 1)}
     sizes = {size + more for size in exact for more in range(WINDOW + 1)}
     every = [(math.ceil(length / size), size) for size in sorted(sizes)]
-    return min((s for s in every if s[0] >= LEAST), key=cost, default=None)
+    return min((s for s in every if s[0] >= least), key=cost, default=None)
 
 
 def tree_sum(parts: Sequence[jax.Array]) -> jax.Array:

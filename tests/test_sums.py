@@ -46,6 +46,8 @@ SHAPES = [
 ]
 # Along the last axis sums are packed if that is asked for, or in a transpose.
 ROWS = [
+    ((5, 2), (1,)),
+    ((5, 3), (1,)),
     ((16, 8), (1,)),
     ((5, 64), (1,)),
     ((5, 70), (1,)),  # slices of 16, and of 8 in half precision, that overlap
