@@ -3,19 +3,9 @@
     y = scale * (x - mean) / sqrt(var + eps) + bias
 
 The rule is a `jax.custom_jvp`, so that every mode of differentiation works. Its tangent
-is written as
-
-    t_y = a * t_x + d * P + Q,    d = x - shift
-
-with P and Q small (of the shape of the statistics), made from two sums over t_x and d.
-It is linear in the tangents and transposes by itself into the backward pass: two
-reductions, one collective, one elementwise pass. Under `jax.checkpoint` a linearization
-keeps `x` itself, in its own dtype, and nothing else of its size. Half-precision
-tangents are converted to float32 once: rounding each contribution would double the
-error.
-
-An activation, and what is added before it, are part of the rule: everything is then
-multiplied by a slope that is computed anew from `x`.
+(see `tangent`) is linear, and is transposed into the backward pass: two reductions, one
+collective, one elementwise pass. Under `jax.checkpoint` a linearization keeps `x`
+itself, in its own dtype, and nothing else of its size.
 """
 
 from functools import partial
@@ -26,18 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes, sums
-from jaxnorm.affine import (
-    ACTIVATIONS,
-    Operands,
-    Output,
-    affine,
-    finish,
-    line,
-    plus,
-    times,
-    within,
-)
+from jaxnorm import arguments, axes
+from jaxnorm.affine import Operands, Output, affine, finish, line, within
 from jaxnorm.axes import Axes
 from jaxnorm.shifted import (
     Reduction,
@@ -51,6 +31,7 @@ from jaxnorm.shifted import (
     spread,
     spread_moments,
 )
+from jaxnorm.tangent import tangent
 
 
 def normalize(
@@ -161,7 +142,7 @@ def _by_statistics_jvp(
         )
         shift = mean.astype(dtype)
         moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
-        return _tangent(
+        return tangent(
             output.activation,
             operands,
             moments,
@@ -229,11 +210,12 @@ def _differentiate(
     t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
     t_moments = spread(t_pooled, over, x)
     if weights is not None:
-        t_x = _or(t_x, jnp.zeros_like(x, moments.shift.dtype))
+        if t_x is None:
+            t_x = jnp.zeros_like(x, moments.shift.dtype)
         t_x = replace_unused(t_x, t_moments.mean, x, weights)
 
     t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
-    t_y = _tangent(
+    t_y = tangent(
         activation,
         operands,
         moments,
@@ -245,105 +227,7 @@ def _differentiate(
     return t_y, t_pooled
 
 
-def _tangent(
-    activation: str | None,
-    operands: Operands,
-    moments: ShiftedMoments,
-    tangents: Operands,
-    t_mean: jax.Array | None,
-    t_var: jax.Array | None,
-    *,
-    has_remainder: bool,
-) -> jax.Array:
-    """Return the tangent of the output, given those of mean and variance.
-
-    Without a remainder the shift is the mean, and `moments.mean` is 0.
-    """
-    x, weights, scale, bias, eps, add = operands
-    inverse = lax.rsqrt(moments.var + eps)
-    dtype = moments.shift.dtype
-    zero = jnp.zeros((1,) * x.ndim, dtype)
-    t_scale, t_bias = _or(tangents.scale, zero), tangents.bias
-    # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
-    a, q = inverse, None if t_mean is None else -inverse * t_mean
-    p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(tangents.eps, zero))
-    folded = within(inverse, scale, bias)
-    if folded:
-        a, p, q = (times(value, scale) for value in (a, p, q))
-        p, q = p + inverse * t_scale, _add(q, t_bias)
-    if has_remainder:
-        q = _add(q, -p * moments.mean)
-
-    # All of it times the slope of the activation, which is computed anew where it is
-    # used: nothing but `x`, and `add`, has to be kept.
-    coefficients: tuple[jax.Array | None, ...] = (None, None)
-    if activation is not None:
-        coefficients = line(moments, inverse, scale, bias)
-    gain = None if folded else scale
-    place = moments.shift, moments.mean
-    common: tuple[Any, ...] = (x, *place, weights, add, *coefficients)
-    at = partial(_deviations_and_slope, activation)
-    _, slope = at(*common)
-    t_y = jnp.zeros_like(x, dtype)
-    if tangents.x is not None:
-        t_x = tangents.x.astype(dtype)
-        t_y += sums.hold(a) * times(times(t_x, gain), slope)
-    t_affine = tangents.scale, tangents.bias
-    if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
-        t_y += sums.combine(partial(_tilt, at), (*common, gain), p, q)
-    if not folded and _any(*t_affine):
-        standard = (*common, inverse)
-        t_y += sums.combine(partial(_stretch, at), standard, t_scale, t_bias)
-    if weights is not None:
-        t_y = jnp.where(moments.count > 0, t_y, 0)
-    t_add = tangents.add
-    return plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
-
-
-def _deviations_and_slope(
-    activation: str | None,
-    x: jax.Array,
-    shift: jax.Array,
-    mean: jax.Array,
-    weights: jax.Array | None,
-    add: jax.Array | None,
-    gain: jax.Array | None,
-    offset: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Return d, and the derivative of the activation at d * gain + offset + add."""
-    d = deviations(x, shift, mean, weights)
-    if activation is None or gain is None or offset is None:
-        return d, None
-    y = plus(d * gain + offset, add)
-    return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
-
-
-def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
-    *common, gain = operands
-    d, slope = at(*common)
-    return d, slope if gain is None else times(gain, slope)
-
-
-def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
-    *common, inverse = operands
-    _, _, mean, *_ = common
-    d, slope = at(*common)
-    return (d - mean) * inverse, slope
-
-
 def _widened(operands: Operands) -> Operands:
     x, _, scale, bias, *_ = operands
     scale, bias = (arguments.widen(v, x) for v in (scale, bias))
     return operands._replace(scale=scale, bias=bias)
-
-
-def _any(*values: jax.Array | None) -> bool:
-    return any(value is not None for value in values)
-
-
-def _add(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
-    return a if b is None else b if a is None else a + b
-
-
-def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
-    return default if value is None else value

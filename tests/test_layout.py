@@ -19,6 +19,7 @@ ORDER = [
     "sums",
     "shifted",
     "affine",
+    "tangent",
     "moments",
     "normalization",
     "running",
