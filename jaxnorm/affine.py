@@ -49,13 +49,18 @@ def affine(
     """
     if scale is None:
         y = centered * inverse
-    elif within(inverse, scale) and (half or centered.shape[-1] > 64):
+    elif within(inverse, scale) and (half or not _has_few_channels(centered)):
         y = centered * sums.hold(inverse * scale)
     elif half and bias is None:
         y = centered * (inverse * scale)
     else:
         y = centered * inverse * scale
     return y if bias is None else y + bias
+
+
+def _has_few_channels(x: jax.Array) -> bool:
+    channels = x.shape[-1] if x.ndim else 1
+    return isinstance(channels, int) and channels <= 64  # or symbolic, in jax.export
 
 
 def line(

@@ -41,3 +41,21 @@ def test_the_sizes_of_batch_and_space_may_be_symbols(name):
             jax.tree.leaves(exported.call(x)), jax.tree.leaves(norm(x)), strict=True
         ):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_features_may_be_a_symbol():
+    def evaluate(x, mean, scale):
+        return jn.normalize(x, mean, 1 + mean**2, scale)
+
+    (n,) = export.symbolic_shape("n")
+    x, feature = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, n), (n,)))
+    exported = export.export(jax.jit(evaluate))(x, feature, feature)
+    for size in (3, 80):
+        x, mean = (
+            np.arange(4.0 * size, dtype=np.float32).reshape(4, size),
+            np.ones(size),
+        )
+        args = x, mean.astype(np.float32), np.full(size, 2, np.float32)
+        np.testing.assert_allclose(
+            exported.call(*args), evaluate(*args), rtol=1e-5, atol=1e-5
+        )
