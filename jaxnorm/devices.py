@@ -68,20 +68,19 @@ def vary_like(
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return list(arrays)
-    stacked = jnp.stack(arrays)
-    for example in examples:
-        if example is not None:
-            stacked = vary(stacked, example)
-    return list(stacked)
+    return list(vary(jnp.stack(arrays), *examples))
 
 
-def vary(tree: Tree, x: jax.Array) -> Tree:
-    """Mark leaves as differing between devices wherever `x` does."""
+def vary(tree: Tree, *examples: jax.Array | None) -> Tree:
+    """Mark leaves as differing between devices wherever an example does."""
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
 
-    def mark(leaf: jax.Array) -> jax.Array:  # by a zero that varies as `x` does
-        return leaf + lax.full_like(x, 0, leaf.dtype, (1,) * leaf.ndim)
+    def mark(leaf: jax.Array) -> jax.Array:
+        for example in examples:
+            if example is not None:  # a zero that varies as the example does
+                leaf += lax.full_like(example, 0, leaf.dtype, (1,) * leaf.ndim)
+        return leaf
 
     return jax.tree.map(mark, tree)
 

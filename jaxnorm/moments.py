@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes, shifted
+from jaxnorm import arguments, axes, measuring, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
-from jaxnorm.shifted import Reduction, ShiftedMoments, reciprocal
+from jaxnorm.measuring import Reduction
+from jaxnorm.shifted import ShiftedMoments, reciprocal
 
 
 class Moments(NamedTuple):
@@ -154,8 +155,7 @@ def pool_moments(
       [3. 3.]
     """
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller="pool_moments")
-    over = Reduction((), axis_name, groups)
-    return collapse(shifted.pool(_shifted(moments), over), ())
+    return collapse(shifted.pool(_shifted(moments), axis_name, groups), ())
 
 
 def collapse(moments: ShiftedMoments, axis: tuple[int, ...]) -> Moments:
@@ -177,7 +177,7 @@ def _measure(
 def _differentiable(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:
-    return shifted.measure(x, weights, over)
+    return measuring.measure(x, weights, over)
 
 
 @partial(_differentiable.defjvp, symbolic_zeros=True)
@@ -190,9 +190,9 @@ def _differentiable_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
         (x, weights), (t_x, t_weights) = primals, tangents
         if t_x is not None:
             t_x = t_x.astype(moments.shift.dtype)
-        return shifted.moment_tangents(x, weights, t_x, t_weights, moments, over)
+        return measuring.moment_tangents(x, weights, t_x, t_weights, moments, over)
 
-    return moments, differentiate(primals, moments, shifted.nonzero(tangents))
+    return moments, differentiate(primals, moments, measuring.nonzero(tangents))
 
 
 def _shifted(moments: Moments) -> ShiftedMoments:

@@ -19,18 +19,17 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, axes
 from jaxnorm.affine import Operands, Output, affine, finish, line, within
 from jaxnorm.axes import Axes
-from jaxnorm.shifted import (
+from jaxnorm.measuring import (
     Reduction,
-    ShiftedMoments,
     deviations,
     measure,
     moment_tangents,
     nonzero,
-    reciprocal,
     replace_unused,
     spread,
     spread_moments,
 )
+from jaxnorm.shifted import ShiftedMoments, reciprocal
 from jaxnorm.tangent import tangent
 
 

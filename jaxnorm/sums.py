@@ -58,8 +58,7 @@ def sum_linear_terms(
     cut = slices.cut((t, *operands), axis)
     if cut is None:
         return _sum_plainly(f, axis, t, *operands)
-    for operand in operands:
-        t = t if operand is None else devices.vary(t, operand)
+    t = devices.vary(t, *operands)
     count = len(jax.eval_shape(f, t, *operands))
     add_up, spread = _sums_and_transpose(f, count, cut, axis, t.dtype)
     return linear.call(add_up, spread, operands, (t,))

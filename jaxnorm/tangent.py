@@ -19,7 +19,8 @@ from jax import lax
 
 from jaxnorm import sums
 from jaxnorm.affine import ACTIVATIONS, Operands, line, plus, times, within
-from jaxnorm.shifted import ShiftedMoments, deviations
+from jaxnorm.measuring import deviations
+from jaxnorm.shifted import ShiftedMoments
 
 
 def tangent(

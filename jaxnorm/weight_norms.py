@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, axes
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
+from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
-from jaxnorm.shifted import Reduction, square
+from jaxnorm.shifted import square
 
 
 class SpectralStats(NamedTuple):

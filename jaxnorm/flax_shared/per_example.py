@@ -9,8 +9,8 @@ from jaxnorm import arguments, axes
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs
+from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
-from jaxnorm.shifted import Reduction
 
 
 class Plan(NamedTuple):

@@ -10,13 +10,13 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, axes, devices
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
+from jaxnorm.measuring import Reduction
 from jaxnorm.moments import collapse
 from jaxnorm.normalization import (
     normalize_by_moments,
     normalize_by_statistics,
 )
 from jaxnorm.running import NormStats, update_stats
-from jaxnorm.shifted import Reduction
 
 
 def batch_norm(

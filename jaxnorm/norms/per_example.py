@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, axes
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisName
+from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
-from jaxnorm.shifted import Reduction
 
 
 def layer_norm(

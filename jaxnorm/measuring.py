@@ -1,0 +1,294 @@
+"""The moments of an array: measured, shared by the channels of a group, differentiated.
+
+Numerics, in one place:
+
+- Everything is computed in at least float32; complex input has a real m2.
+- Deviations are taken from a *shift* near the mean: d = x - shift is exact where it
+  matters, and mean = shift + E[d], m2 = sum(d^2) - count * E[d]^2 keep the digits that
+  E[x^2] - E[x]^2 loses (Chan, Golub and LeVeque 1983).
+- What is returned holds shift and E[d] apart (see `shifted`).
+"""
+
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jax.typing import ArrayLike
+
+from jaxnorm import arguments, devices, sums
+from jaxnorm.axes import AxisName
+from jaxnorm.devices import Groups
+from jaxnorm.shifted import ShiftedMoments, inner, pool, reciprocal, square
+
+Tree = TypeVar("Tree")
+
+
+class Reduction(NamedTuple):
+    """What is reduced: axes of the array, groups of channels, a device axis. Hashable.
+
+    `channel_groups` is (axis, G): along that axis, which is not among `axis`, the
+    moments of C / G neighbouring channels are pooled, and G are left.
+    `centered=False` takes moments about zero (root mean square) instead of the mean.
+    """
+
+    axis: tuple[int, ...]
+    axis_name: AxisName | None = None
+    axis_index_groups: Groups | None = None
+    centered: bool = True
+    channel_groups: tuple[int, int] | None = None
+
+    @property
+    def all_axes(self) -> tuple[int, ...]:
+        """The axes of the array whose elements are normalized together."""
+        if self.channel_groups is None:
+            return self.axis
+        return tuple(sorted((*self.axis, self.channel_groups[0])))
+
+
+def deviations(
+    x: jax.Array, shift: jax.Array, mean: ArrayLike, weights: jax.Array | None
+) -> jax.Array:
+    """Return x - shift in the dtype of statistics; `mean` is that of x - shift."""
+    return replace_unused(x.astype(shift.dtype) - shift, mean, x, weights)
+
+
+def replace_unused(
+    v: jax.Array, mean: ArrayLike, x: jax.Array, weights: jax.Array | None
+) -> jax.Array:
+    """Return `v`, and the mean where `x` is hidden (of weight 0) and not finite.
+
+    Such an element is taken to lie at the mean, wherever that moves. Anything else
+    would spoil outputs and gradients, through 0 * NaN.
+    """
+    if weights is None:
+        return v
+    return jnp.where(_positive(weights) | jnp.isfinite(x), v, mean)
+
+
+def measure(
+    x: jax.Array,
+    weights: jax.Array | None,
+    over: Reduction,
+    *,
+    apart: bool = True,
+) -> ShiftedMoments:
+    """Compute and pool moments; without a derivative rule of its own.
+
+    `apart=False` says that nothing but one normalized array depends on them. They are
+    then computed together with it where that is faster, and in bfloat16 the rounding of
+    the mean, below a thousandth of what the input is rounded by, is not looked at.
+    """
+    apart = apart or not _faster_together(x, over)
+
+    def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
+        d = x.astype(shift.dtype) - shift
+        squares = _weigh(square(d), weights)
+        return (_weigh(d, weights), squares) if over.centered else (squares,)
+
+    count = _sum_groups(_count(x, weights, over.axis), over, x)
+    shift, is_mean = _shift(x, weights, count, over, apart)
+    if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
+        shift = _settle(shift)
+    operands = x, sums.hold(spread(shift, over, x)), weights
+    # One sum alone is as fast plain, but in half precision, where x would be written to
+    # memory in float32 before it.
+    packed = apart and (over.centered or x.dtype.itemsize < 4)
+    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=packed)
+    *first, second = _sum_groups(each, over, x)
+    if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
+        mean, m2 = jnp.zeros_like(shift), second
+    else:
+        mean = first[0] / jnp.where(count == 0, 1, count)
+        # What is subtracted can be 4/5 of the sum, and is rounded as seldom as may be;
+        # where it is small, in the way that is faster.
+        excess = count * square(mean) if is_mean else inner(first[0], mean)
+        m2 = jnp.maximum(second - excess, 0)
+    moments = ShiftedMoments(count, shift, mean, m2)
+    return pool(moments, over.axis_name, over.axis_index_groups)
+
+
+def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
+    """Give every channel of `x` the values of its group."""
+    if over.channel_groups is None:
+        return tree
+    axis, groups = over.channel_groups
+
+    def repeat(v: jax.Array) -> jax.Array:
+        before, after = v.shape[:axis], v.shape[axis + 1 :]
+        each = jnp.expand_dims(v, axis + 1)
+        each = jnp.broadcast_to(
+            each, (*before, groups, x.shape[axis] // groups, *after)
+        )
+        each = each.reshape(*before, x.shape[axis], *after)
+        return devices.shard_like(x, axis, each)
+
+    return jax.tree.map(repeat, tree)
+
+
+def spread_moments(
+    pooled: ShiftedMoments, over: Reduction, x: jax.Array
+) -> ShiftedMoments:
+    """Give every channel of `x` the moments of its group; the shift computed once."""
+    moments = spread(pooled, over, x)
+    return moments._replace(shift=sums.hold(moments.shift))
+
+
+def moment_tangents(
+    x: jax.Array,
+    weights: jax.Array | None,
+    t_x: jax.Array | None,
+    t_weights: jax.Array | None,
+    pooled: ShiftedMoments,
+    over: Reduction,
+) -> ShiftedMoments:
+    r"""Differentiate the moments.
+
+    .. math::
+      \dot\mu = \frac1W \sum_i (w_i \dot x_i + \dot w_i c_i), \quad
+      \dot M_2 = \sum_i (2 w_i c_i \dot x_i + \dot w_i c_i^2), \quad c_i = x_i - \mu
+
+    Linear in the tangents, with one collective; so its transpose has one as well. A
+    tangent of None is zero.
+    """
+    moments = spread_moments(pooled, over, x)
+    t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
+
+    def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
+        d = deviations(x, shift, 0, weights)
+        inner_term = _weigh(inner(d, t_x), weights)
+        return (inner_term, _weigh(t_x, weights)) if over.centered else (inner_term,)
+
+    if t_x is not None:
+        operands = x, moments.shift, weights
+        each = sums.sum_linear_terms(terms, t_x, operands, over.axis)
+        t_inner, *t_d = map(sums.hold_cotangent, each)
+        t_m2 += 2 * t_inner
+        if over.centered:
+            t_sum += t_d[0]
+            t_m2 -= 2 * inner(moments.mean, t_d[0])
+    if t_weights is not None:
+        c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
+        t_sum += _sum(t_weights * c, over.axis)
+        t_m2 += _sum(t_weights * square(c), over.axis)
+    local = {"m2": t_m2}
+    if over.centered:
+        local["mean"] = t_sum
+    if t_weights is not None:
+        local["count"] = _count(x, t_weights, over.axis)
+    local = _sum_groups(local, over, x)
+    total = devices.sum_over_devices(local, over.axis_name, over.axis_index_groups)
+    return ShiftedMoments(
+        total.get("count", jnp.zeros_like(pooled.count)),
+        jnp.zeros_like(pooled.shift),
+        total.get("mean", jnp.zeros_like(pooled.mean)) * reciprocal(pooled.count),
+        total["m2"],
+    )
+
+
+def nonzero(tangents: Any) -> Any:
+    """Replace the symbolic zeros of a custom_jvp rule by None."""
+
+    def drop(tangent: Any) -> Any:
+        symbolic = (
+            isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
+        )
+        return None if symbolic else tangent
+
+    return jax.tree.map(drop, tangents, is_leaf=lambda t: isinstance(t, SymbolicZero))
+
+
+def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
+    """Sum the weights over `axis` of `x`, axes kept."""
+    dtype = jnp.finfo(arguments.statistics_dtype(x.dtype)).dtype
+    if weights is None:
+        weights = jnp.ones((1,) * x.ndim, dtype)
+    repeats = math.prod(x.shape[a] for a in axis if weights.shape[a] == 1)
+    total = jnp.sum(weights, axis, dtype, keepdims=True)
+    # The product is symbolic where shapes are, as in jax.export.
+    return total * jnp.asarray(repeats, dtype)
+
+
+def _shift(
+    x: jax.Array,
+    weights: jax.Array | None,
+    count: jax.Array,
+    over: Reduction,
+    apart: bool,
+) -> tuple[jax.Array, bool]:
+    """Return a value near the mean, of elements of non-zero weight; if it is the mean.
+
+    One for all channels of a group. Moments that are not centered are about 0.
+    """
+    wide = x.astype(arguments.statistics_dtype(x.dtype))
+    if not over.centered:
+        return jnp.zeros_like(_sum(wide, over.axis)), True
+    if weights is not None:
+        total = _sum(_weigh(wide, weights), over.axis)
+        return _sum_groups(total, over, x) * reciprocal(count), True
+    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=apart)
+    if over.channel_groups is None:
+        return near, is_mean
+    axis, groups = over.channel_groups
+    return _sum_groups(near, over, x) * (groups / max(x.shape[axis], 1)), is_mean
+
+
+def _faster_together(x: jax.Array, over: Reduction) -> bool:
+    """Whether XLA:CPU had better compute moments of rows in one kernel with the output.
+
+    It does so, or nearly so, if the sums over the last axis are left plain. In float32
+    packed sums are faster where there are three. In half precision they are not, but in
+    large arrays of fewer than 4096 rows, of which XLA makes several kernels.
+    """
+    if not all(isinstance(n, int) for n in x.shape):  # symbolic, as in jax.export
+        return True
+    if x.dtype.itemsize >= 4:
+        return not over.centered
+    rows = math.prod(n for a, n in enumerate(x.shape) if a not in over.axis)
+    return rows >= 4096 or x.size < 2**17
+
+
+def _sum(x: jax.Array, axis: tuple[int, ...]) -> jax.Array:
+    return jnp.sum(x, axis, keepdims=True)
+
+
+def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """Return weights * x; what weight 0 covers is never multiplied."""
+    if weights is None:
+        return x
+    x = jnp.where(_positive(weights), x, 0)
+    return x if weights.dtype == bool else x * weights
+
+
+def _positive(weights: jax.Array) -> jax.Array:
+    return weights if weights.dtype == bool else weights > 0
+
+
+def _settle(shift: jax.Array) -> jax.Array:
+    """Return a finite value as it is, so that all users see it rounded alike.
+
+    XLA computes a value anew where it is used, and there may fuse its last product into
+    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
+    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Taking the
+    larger of two cannot be fused so (optimization_barrier is dropped on CPU).
+    """
+    if jnp.iscomplexobj(shift):
+        return lax.complex(_settle(shift.real), _settle(shift.imag))
+    return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
+
+
+def _sum_groups(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
+    """Add up the channels of every group."""
+    if over.channel_groups is None:
+        return tree
+    axis, groups = over.channel_groups
+    channels = x.shape[axis]
+
+    def add(v: jax.Array) -> jax.Array:
+        before, after = v.shape[:axis], v.shape[axis + 1 :]
+        v = jnp.broadcast_to(v, (*before, channels, *after))
+        return jnp.sum(v.reshape(*before, groups, channels // groups, *after), axis + 1)
+
+    return jax.tree.map(add, tree)
