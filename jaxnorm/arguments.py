@@ -1,6 +1,5 @@
-"""What arguments must be: dtypes, shapes and numbers, and what they are made to be."""
+"""What arrays that are passed in must be: dtypes, shapes, and what they are made."""
 
-from collections.abc import Collection
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +17,7 @@ def statistics_dtype(dtype: Any) -> np.dtype:
 
 def check_input(x: ArrayLike, *, caller: str) -> jax.Array:
     """Return `x` as an array of floating-point or complex dtype."""
-    array = jnp.asarray(x)
+    array = _as_array(x, caller=caller, name="x")
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
             f"{caller}: x must have a floating-point or complex dtype. Received "
@@ -26,83 +25,6 @@ def check_input(x: ArrayLike, *, caller: str) -> jax.Array:
             "x.astype(jnp.float32)."
         )
     return array
-
-
-def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
-    """Return the dtype of the output: `dtype`, or that of `x` where it is None."""
-    if dtype is None:
-        return x.dtype
-    kind = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
-    if not jnp.issubdtype(dtype, kind):
-        raise TypeError(
-            f"{caller}: dtype must be able to hold the output. Received "
-            f"dtype={jnp.dtype(dtype).name} for an input of {x.dtype}; pass a "
-            f"{'complex' if jnp.iscomplexobj(x) else 'floating-point'} dtype, or None "
-            "for that of the input."
-        )
-    # Under disabled x64, asking for float64 means float32, as everywhere in JAX.
-    return jax.dtypes.canonicalize_dtype(dtype)
-
-
-def check_eps(eps: ArrayLike, *, caller: str) -> ArrayLike:
-    """Return `eps` if it is a positive number; of a traced one the sign is trusted."""
-    if not _is_real_scalar(eps):
-        raise TypeError(
-            f"{caller}: eps must be one real number. {_received('eps', eps)}; the "
-            "usual value is 1e-5."
-        )
-    if not isinstance(eps, jax.core.Tracer) and not np.asarray(eps) > 0:
-        raise ValueError(
-            f"{caller}: eps must be positive, or a constant input would be divided by "
-            f"zero. Received eps={eps}; the usual value is 1e-5."
-        )
-    return eps
-
-
-def check_decay(decay: ArrayLike | None, *, caller: str) -> ArrayLike | None:
-    """Return `decay` if it lies in [0, 1] or is None; a traced value is trusted."""
-    if decay is None:
-        return None
-    if not _is_real_scalar(decay):
-        raise TypeError(
-            f"{caller}: decay must be one number in [0, 1], or None for the "
-            f"equal-weight average. {_received('decay', decay)}."
-        )
-    known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
-    if known is not None and not (known >= 0 and known <= 1):
-        raise ValueError(
-            f"{caller}: decay must lie in [0, 1]: it is the weight of the old running "
-            f"value. Received decay={decay}; PyTorch's momentum=0.1 is decay=0.9, and "
-            "None is the equal-weight average."
-        )
-    return decay
-
-
-def check_ddof(ddof: int, *, caller: str) -> int:
-    """Return `ddof` if it is 0 or 1."""
-    if ddof not in (0, 1):
-        raise ValueError(
-            f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-            f"PyTorch). Received ddof={ddof!r}."
-        )
-    return int(ddof)
-
-
-def check_training(training: bool | jax.Array, *, caller: str) -> bool | jax.Array:
-    """Return `training` as a Python bool, or as a traced boolean scalar."""
-    if isinstance(training, bool | np.bool_):
-        return bool(training)
-    if (
-        isinstance(training, jax.Array)
-        and training.shape == ()
-        and training.dtype == bool
-    ):
-        return training if isinstance(training, jax.core.Tracer) else bool(training)
-    raise TypeError(
-        f"{caller}: training must be True, False or a boolean scalar array. Received "
-        f"training={training!r}; there is no default, so that nothing is evaluated "
-        "with batch statistics, or trained with running ones, by accident."
-    )
 
 
 def expand_parameter(
@@ -120,7 +42,7 @@ def expand_parameter(
     """
     if parameter is None:
         return None
-    array = jnp.asarray(parameter)
+    array = _as_array(parameter, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(f"{caller}: {name} must hold numbers. Received {array.dtype}.")
     if jnp.iscomplexobj(array) and not jnp.iscomplexobj(x):
@@ -143,6 +65,32 @@ def expand_parameter(
     )
 
 
+def expand_statistics(
+    mean: ArrayLike,
+    var: ArrayLike,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    caller: str,
+) -> tuple[jax.Array, jax.Array]:
+    """Give a mean and a variance the rank of `x`, as `expand_parameter` does."""
+    expanded = []
+    for name, value in (("mean", mean), ("var", var)):
+        array = expand_parameter(value, x, axes, caller=caller, name=name)
+        if array is None:
+            raise TypeError(
+                f"{caller}: mean and var must be arrays. Received {name}=None; 0 and 1 "
+                "leave x as it is."
+            )
+        expanded.append(array)
+    if jnp.iscomplexobj(expanded[1]):
+        raise TypeError(
+            f"{caller}: a variance is real, of complex x too. Received var of "
+            f"{expanded[1].dtype}; pass var.real."
+        )
+    return expanded[0], expanded[1]
+
+
 def widen(parameter: Parameter, x: jax.Array) -> Parameter:
     """Return a parameter with at least the precision that `x` is computed in."""
     if parameter is None:
@@ -159,7 +107,7 @@ def expand_weights(
     """Give weights the rank of `x` by NumPy's broadcasting rules."""
     if weights is None:
         return None
-    array = jnp.asarray(weights)
+    array = _as_array(weights, caller=caller, name="weights")
     if jnp.iscomplexobj(array):
         raise TypeError(
             f"{caller}: weights must be bool or real. Received {array.dtype}."
@@ -173,35 +121,21 @@ def expand_weights(
         )
     if array.dtype == bool:
         return array.reshape(shape)
-    if not isinstance(array, jax.core.Tracer) and np.any(np.asarray(array) < 0):
+    known = None if isinstance(array, jax.core.Tracer) else np.asarray(array)
+    if known is not None and not np.all((known >= 0) & (known < np.inf)):
         raise ValueError(
-            f"{caller}: weights must not be negative. Received a smallest weight of "
-            f"{np.min(array)}; a weight of 0 leaves an element out."
+            f"{caller}: weights must not be negative, and must be finite. Received "
+            f"weights from {np.min(known)} to {np.max(known)}; a weight of 0 leaves an "
+            "element out."
         )
     return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype).reshape(shape)
-
-
-def check_activation(
-    activation: str | None, x: jax.Array, known: Collection[str], *, caller: str
-) -> str | None:
-    """Return the name of an activation that is known, and applies to `x`."""
-    if activation is not None and activation not in known:
-        raise ValueError(
-            f"{caller}: activation must be None or one of {', '.join(known)}. Received "
-            f"activation={activation!r}; apply any other to the output."
-        )
-    if activation is not None and jnp.iscomplexobj(x):
-        raise TypeError(
-            f"{caller}: activation={activation!r} needs real input. Received {x.dtype}."
-        )
-    return activation
 
 
 def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array | None:
     """Return what is added to the output, if it has the shape of `x`."""
     if add is None:
         return None
-    array = jnp.asarray(add)
+    array = _as_array(add, caller=caller, name="add")
     if array.shape != x.shape:
         raise ValueError(
             f"{caller}: add must have the shape of x. Received add with shape "
@@ -235,18 +169,27 @@ def check_stats(
             f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(..., "
             f"dtype={x.dtype})."
         )
+    if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"{caller}: real input has a real mean. Received x of {x.dtype} and "
+            f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(...), or "
+            "convert x to a complex dtype."
+        )
     return stats
 
 
 def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
     """Return running statistics, of arrays, if the moments of a batch can move them."""
     stats = _as_arrays(stats, caller=caller)
-    if stats.mean.dtype != statistics_dtype(stats.mean.dtype):
-        raise TypeError(
-            f"{caller}: running statistics need at least float32, or small updates are "
-            f"lost. Received stats.mean of {stats.mean.dtype}; leave them out where a "
-            "model is converted to half precision."
-        )
+    for name in ("mean", "var", "weight"):
+        dtype = getattr(stats, name).dtype
+        if dtype != statistics_dtype(dtype):
+            raise TypeError(
+                f"{caller}: running statistics need at least float32, or small updates "
+                f"are lost. Received stats.{name} of {dtype}; leave them out where a "
+                "model is converted to half precision."
+            )
+    check_moments(moments, caller=caller)
     shape = stats.mean.shape
     for name, leaf in zip(("count", "mean", "m2"), moments, strict=True):
         if not _fits(jnp.shape(leaf), shape):
@@ -258,8 +201,19 @@ def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
     return stats
 
 
+def check_moments(moments: Any, *, caller: str) -> None:
+    """Raise unless it has the parts of Moments."""
+    if not all(hasattr(moments, name) for name in ("count", "mean", "m2")):
+        raise TypeError(
+            f"{caller}: moments must be Moments(count, mean, m2). Received "
+            f"{type(moments).__name__}; jaxnorm.compute_moments makes them of an array."
+        )
+
+
 def check_pair(a: Any, b: Any, *, caller: str) -> None:
     """Raise unless the moments of two sets have shapes that broadcast."""
+    for moments in (a, b):
+        check_moments(moments, caller=caller)
     shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
     try:
         for pair in zip(*shapes, strict=True):
@@ -278,8 +232,11 @@ def _as_arrays(stats: Any, *, caller: str) -> Any:
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
             "start with jaxnorm.init_stats(num_features)."
         )
-    leaves = (jnp.asarray(leaf) for leaf in (stats.mean, stats.var, stats.weight))
-    stats = type(stats)(*leaves)
+    mean, var, weight = (jnp.asarray(v) for v in (stats.mean, stats.var, stats.weight))
+    # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
+    if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
+        weight = weight.astype(jnp.finfo(statistics_dtype(var.dtype)).dtype)
+    stats = type(stats)(mean, var, weight)
     if stats.weight.shape not in ((), stats.mean.shape):
         raise ValueError(
             f"{caller}: stats.weight must be a scalar, or have one value a feature. "
@@ -289,23 +246,13 @@ def _as_arrays(stats: Any, *, caller: str) -> Any:
     return stats
 
 
-def _is_real_scalar(value: Any) -> bool:
-    """Whether `value` is one real number, traced or not."""
-    if isinstance(value, bool | str) or value is None:
-        return False
+def _as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     try:
-        dtype = jnp.result_type(value)
-    except TypeError:
-        return False
-    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    return real and jnp.shape(value) == ()
-
-
-def _received(name: str, value: Any) -> str:
-    """Say what was received: the shape of an array, or the value."""
-    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
-        return f"Received {name} with shape {value.shape}"
-    return f"Received {name}={value!r}"
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{caller}: {name} must be an array. Received {type(value).__name__}."
+        ) from None
 
 
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
@@ -313,8 +260,6 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
 
 
 def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether NumPy broadcasts `shape` to exactly `target`."""
-    try:
-        return np.broadcast_shapes(shape, target) == target
-    except ValueError:
-        return False
+    """Whether NumPy broadcasts `shape` to exactly `target`; sizes may be symbolic."""
+    more = len(target) - len(shape)
+    return more >= 0 and _broadcasts(shape, target[more:])

@@ -1,8 +1,8 @@
 """Which axes are reduced, which are kept, and what must hold of them.
 
-Errors are of one form, here and in `arguments`: the rule, what was received, how to
-mend it. They are raised at trace time, at the door; what is behind it trusts its
-arguments.
+Errors are of one form, here, in `arguments` and in `options`: the rule, what was
+received, how to mend it. They are raised at trace time, at the door; what is behind it
+trusts its arguments.
 """
 
 import math
@@ -104,10 +104,14 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
             f"num_groups={num_groups!r}."
         ) from None
     if num_groups < 1 or channels % num_groups:
+        if isinstance(channels, int):
+            divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+            mend = f"the divisors are {divisors}"
+        else:  # symbolic, as in jax.export
+            mend = f"make it a multiple in name too, such as {num_groups}*{channels}"
         raise ValueError(
             f"{caller}: num_groups must be positive and divide the number of channels. "
-            f"Received num_groups={num_groups} for {channels} channels; the divisors "
-            f"are {[n for n in range(1, channels + 1) if channels % n == 0]}."
+            f"Received num_groups={num_groups} for {channels} channels; {mend}."
         )
     return num_groups
 
@@ -126,6 +130,13 @@ def check_axis_name(
                 f"Received axis_index_groups={axis_index_groups} and axis_name=None."
             )
         return None
+    try:
+        hash(axis_name)
+    except TypeError:
+        raise TypeError(
+            f"{caller}: axis_name must be one name, or a tuple of names. Received "
+            f"axis_name={axis_name!r}; tuple(...) makes one."
+        ) from None
     try:
         size = lax.axis_size(axis_name)
     except NameError:

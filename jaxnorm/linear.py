@@ -40,17 +40,18 @@ def call(
     `args` differ between devices wherever an operand does (see `devices.vary`).
     """
     leaves, structure = jax.tree.flatten(tuple(operands))
-    if len(leaves) < len(operands):  # some are None
+    count = len(leaves)
+    if count < len(operands):  # some are None
 
         def of_leaves(f: Function) -> Function:
             def flat(*values: Any) -> tuple[jax.Array, ...]:
-                operands = jax.tree.unflatten(structure, values[: len(leaves)])
-                return f(*operands, *values[len(leaves) :])
+                operands = jax.tree.unflatten(structure, values[:count])
+                return f(*operands, *values[count:])
 
             return flat
 
         forward, transpose = (Forms(*map(of_leaves, f)) for f in (forward, transpose))
-    params = {"forward": forward, "transpose": transpose, "operands": len(leaves)}
+    params = {"forward": forward, "transpose": transpose, "operands": count}
     return tuple(_linear.bind(*leaves, *args, **params))
 
 

@@ -154,7 +154,14 @@ def pool_moments(
       >>> print(jax.vmap(pooled_mean, axis_name="data")(shards))
       [3. 3.]
     """
-    groups = axes.check_axis_name(axis_name, axis_index_groups, caller="pool_moments")
+    caller = "pool_moments"
+    arguments.check_moments(moments, caller=caller)
+    if axis_name is None:
+        raise ValueError(
+            f"{caller}: axis_name must name the axes to pool over. Received "
+            "axis_name=None; leave the call out where there is one device."
+        )
+    groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
     return collapse(shifted.pool(_shifted(moments), axis_name, groups), ())
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, options
 from jaxnorm.affine import Operands, Output, affine, finish, line, within
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
@@ -82,14 +82,14 @@ def normalize(
     """
     caller = "normalize"
     x = arguments.check_input(x, caller=caller)
-    dtype = arguments.check_dtype(dtype, x, caller=caller)
-    eps = arguments.check_eps(eps, caller=caller)
+    dtype = options.check_dtype(dtype, x, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
     expand = partial(arguments.expand_parameter, x=x, axes=features, caller=caller)
     scale, bias = expand(scale, name="scale"), expand(bias, name="bias")
-    statistics = expand(mean, name="mean"), expand(var, name="var")
+    statistics = arguments.expand_statistics(mean, var, x, features, caller=caller)
     operands = Operands(x, None, scale, bias, eps)
     return normalize_by_statistics(operands, *statistics, Output(dtype))
 
@@ -101,7 +101,10 @@ def normalize(
 def normalize_by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
-    """Normalize by a mean and a variance that have the rank of `x`; without weights."""
+    """Normalize by a mean and a variance that have the rank of `x`.
+
+    What is hidden by a weight of 0 and not finite is taken to lie at the mean.
+    """
     mean, var = (arguments.widen(v, operands.x) for v in (mean, var))
     return _by_statistics(_widened(operands), mean, var, output)
 
@@ -121,8 +124,9 @@ def normalize_by_moments(
 def _by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
-    x, _, scale, bias, eps, add = operands
+    x, weights, scale, bias, eps, add = operands
     d = x.astype(arguments.statistics_dtype(x.dtype)) - mean
+    d = replace_unused(d, 0, x, weights)
     inverse = lax.rsqrt(var + eps)
     y = affine(d, inverse, scale, bias, half=x.dtype.itemsize < 4)
     return finish(y, add, output)
@@ -136,11 +140,14 @@ def _by_statistics_jvp(
         operands: Operands, mean: jax.Array, var: jax.Array, tangents: tuple[Any, ...]
     ) -> jax.Array:
         t_operands, t_mean, t_var = tangents
-        dtype = jnp.promote_types(
-            arguments.statistics_dtype(operands.x.dtype), mean.dtype
-        )
+        x, weights = operands.x, operands.weights
+        dtype = jnp.promote_types(arguments.statistics_dtype(x.dtype), mean.dtype)
         shift = mean.astype(dtype)
         moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
+        if t_operands.x is not None:
+            t_x = t_operands.x.astype(dtype)
+            t_x = replace_unused(t_x, 0 if t_mean is None else t_mean, x, weights)
+            t_operands = t_operands._replace(x=t_x)
         return tangent(
             output.activation,
             operands,

@@ -84,13 +84,22 @@ def _stacked(
             )
         return devices.gather(stats, axis_name)
     if isinstance(stats, NormStats):
-        if not jnp.ndim(stats.weight):
+        # With one axis it may as well be that of the features.
+        if not jnp.ndim(stats.weight) or jnp.ndim(stats.mean) < 2:
             raise ValueError(
                 f"{caller}: the leaves of one NormStats must have a leading axis of "
-                "replicas. Received a scalar weight, that of a single replica; pass a "
-                "sequence of replicas, or axis_name inside pmap or shard_map."
+                "replicas, and mean and var one of features. Received those of a "
+                f"single replica, a mean of shape {jnp.shape(stats.mean)} and a weight "
+                f"of shape {jnp.shape(stats.weight)}; pass a sequence of replicas, or "
+                "axis_name inside pmap or shard_map."
             )
         return stats
+    is_sequence = isinstance(stats, Sequence)
+    if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
+        raise TypeError(
+            f"{caller}: stats must be one NormStats, or a sequence of them. Received "
+            f"{type(stats).__name__}."
+        )
     if not stats:
         raise ValueError(f"{caller}: at least one replica is needed. Received none.")
     shapes = [tuple(jnp.shape(leaf) for leaf in replica) for replica in stats]
@@ -154,7 +163,14 @@ def _pairs(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[str, str]]]:
     """Yield the first copy and each other one, in at least float64, and their names."""
     if stacked:
-        first, *others = _wide(leaf)
+        copies = _wide(leaf)
+        if not copies.ndim or not len(copies):
+            raise ValueError(
+                "check_replicas: with stacked=True arrays must have a leading axis of "
+                f"replicas. Received one of shape {copies.shape}; leave stacked out "
+                "for what is not replicated."
+            )
+        first, *others = copies
         for i, other in enumerate(others, 1):
             yield first, other, ("replica 0", f"replica {i}")
     elif isinstance(leaf, jax.Array):

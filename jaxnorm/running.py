@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments
+from jaxnorm import arguments, options
 from jaxnorm.moments import Moments
 from jaxnorm.shifted import reciprocal
 
@@ -76,11 +76,12 @@ def init_stats(
             f"Received {type(num_features).__name__}; pass the size of the feature "
             "axis, x.shape[-1]."
         )
-    if min(shape, default=0) < 0 or prior_weight < 0:
+    if min(shape, default=0) < 0:
         raise ValueError(
-            "init_stats: num_features and prior_weight must not be negative. Received "
-            f"num_features={num_features} and prior_weight={prior_weight}."
+            "init_stats: num_features must not be negative. Received "
+            f"num_features={num_features}."
         )
+    options.check_prior_weight(prior_weight, caller="init_stats")
     real = jnp.finfo(dtype).dtype
     return NormStats(
         jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)
@@ -138,8 +139,8 @@ def update_stats(
       Adam, 2015, arXiv:1412.6980.
     """
     caller = "update_stats"
-    decay = arguments.check_decay(decay, caller=caller)
-    ddof = arguments.check_ddof(ddof, caller=caller)
+    decay = options.check_decay(decay, caller=caller)
+    ddof = options.check_ddof(ddof, caller=caller)
     stats = arguments.check_update(stats, moments, caller=caller)
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)

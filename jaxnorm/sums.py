@@ -76,10 +76,12 @@ def combine(
     of u * v * ct and v * ct, or the first of them.
     """
 
+    alone = q is None  # a function that is kept must not refer to what is traced
+
     def products(t: jax.Array, *operands: Any) -> tuple[jax.Array, ...]:
         u, v = f(*operands)
         t = t if v is None else v * t
-        return (u * t,) if q is None else (u * t, t)
+        return (u * t,) if alone else (u * t, t)
 
     given = [p] if q is None else [p, q]
     present = [v for v in (*given, *jax.eval_shape(f, *operands)) if v is not None]

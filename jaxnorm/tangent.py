@@ -19,7 +19,7 @@ from jax import lax
 
 from jaxnorm import sums
 from jaxnorm.affine import ACTIVATIONS, Operands, line, plus, times, within
-from jaxnorm.measuring import deviations
+from jaxnorm.measuring import deviations, replace_unused
 from jaxnorm.shifted import ShiftedMoments
 
 
@@ -93,6 +93,7 @@ def _deviations_and_slope(
     if activation is None or gain is None or offset is None:
         return d, None
     y = plus(d * gain + offset, add)
+    y = replace_unused(y, 0, y, weights)  # what is added may be hidden there as well
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import Reduction
@@ -77,8 +77,8 @@ def weight_norm(
     """
     caller = "weight_norm"
     kernel = arguments.check_input(kernel, caller=caller)
-    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
-    eps = arguments.check_eps(eps, caller=caller)
+    dtype = options.check_dtype(dtype, kernel, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
     scale = arguments.expand_parameter(
         scale, kernel, features, caller=caller, name="scale"
@@ -131,8 +131,8 @@ def weight_standardization(
     """
     caller = "weight_standardization"
     kernel = arguments.check_input(kernel, caller=caller)
-    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
-    eps = arguments.check_eps(eps, caller=caller)
+    dtype = options.check_dtype(dtype, kernel, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
     axes.check_reduced(kernel, reduced, None, caller=caller)
     scale = arguments.expand_parameter(
@@ -220,9 +220,9 @@ def spectral_norm(
     """
     caller = "spectral_norm"
     kernel = arguments.check_input(kernel, caller=caller)
-    dtype = arguments.check_dtype(dtype, kernel, caller=caller)
-    eps = arguments.check_eps(eps, caller=caller)
-    training = arguments.check_training(training, caller=caller)
+    dtype = options.check_dtype(dtype, kernel, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
+    training = options.check_training(training, caller=caller)
     features, _ = _split_axes(kernel, feature_axis, caller)
     axis = axes.single(features, caller=caller)
     _check_spectral(kernel, stats, axis, n_steps, caller)

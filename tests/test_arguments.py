@@ -113,8 +113,14 @@ ERRORS = {
     "negative weights": (
         lambda: jn.layer_norm(X, weights=-jnp.ones(6)),
         ValueError,
-        "layer_norm: weights must not be negative. Received a smallest weight of -1.0; "
-        "a weight of 0 leaves an element out.",
+        "layer_norm: weights must not be negative, and must be finite. Received "
+        "weights from -1.0 to -1.0; a weight of 0 leaves an element out.",
+    ),
+    "weights that are not finite": (
+        lambda: jn.layer_norm(X, weights=jnp.array([1, 2, 0, 1, 1, jnp.nan])),
+        ValueError,
+        "layer_norm: weights must not be negative, and must be finite. Received "
+        "weights from nan to nan; a weight of 0 leaves an element out.",
     ),
     "complex weights": (
         lambda: jn.layer_norm(X, weights=jnp.ones(6, jnp.complex64)),
@@ -150,7 +156,13 @@ ERRORS = {
         lambda: jn.layer_norm(X, eps=0.0),
         ValueError,
         "layer_norm: eps must be positive, or a constant input would be divided by "
-        "zero. Received eps=0.0; the usual value is 1e-5.",
+        "zero, and finite. Received eps=0.0; the usual value is 1e-5.",
+    ),
+    "infinite eps": (
+        lambda: jn.layer_norm(X, eps=jnp.inf),
+        ValueError,
+        "layer_norm: eps must be positive, or a constant input would be divided by "
+        "zero, and finite. Received eps=inf; the usual value is 1e-5.",
     ),
     "no eps": (
         lambda: jn.rms_norm(X, eps=None),
@@ -263,6 +275,89 @@ ERRORS = {
         "lost. Received stats.mean of bfloat16; leave them out where a model is "
         "converted to half precision.",
     ),
+    "an update of a variance of half precision": (
+        lambda: batch_norm(stats=STATS._replace(var=jnp.ones(6, jnp.bfloat16))),
+        TypeError,
+        "update_stats: running statistics need at least float32, or small updates are "
+        "lost. Received stats.var of bfloat16; leave them out where a model is "
+        "converted to half precision.",
+    ),
+    "an update of a weight of half precision": (
+        lambda: batch_norm(stats=STATS._replace(weight=jnp.float16(1))),
+        TypeError,
+        "update_stats: running statistics need at least float32, or small updates are "
+        "lost. Received stats.weight of float16; leave them out where a model is "
+        "converted to half precision.",
+    ),
+    "complex stats for real input": (
+        lambda: batch_norm(stats=jn.init_stats(6, dtype=jnp.complex64)),
+        TypeError,
+        "batch_norm: real input has a real mean. Received x of float32 and stats.mean "
+        "of complex64; use jaxnorm.init_stats(...), or convert x to a complex dtype.",
+    ),
+    "x and stats in each other's place": (
+        lambda: jn.batch_norm(STATS, X, training=True),
+        TypeError,
+        "batch_norm: x must be an array. Received NormStats.",
+    ),
+    "no x": (
+        lambda: jn.layer_norm(None),
+        TypeError,
+        "layer_norm: x must be an array. Received NoneType.",
+    ),
+    "weights that are no array": (
+        lambda: jn.layer_norm(X, weights="all"),
+        TypeError,
+        "layer_norm: weights must be an array. Received str.",
+    ),
+    "no mean": (
+        lambda: jn.normalize(X, None, 1.0),
+        TypeError,
+        "normalize: mean and var must be arrays. Received mean=None; 0 and 1 leave x "
+        "as it is.",
+    ),
+    "complex variance": (
+        lambda: jn.normalize(X.astype(jnp.complex64), 0.0, jnp.complex64(1)),
+        TypeError,
+        "normalize: a variance is real, of complex x too. Received var of complex64; "
+        "pass var.real.",
+    ),
+    "a list of activations": (
+        lambda: batch_norm(activation=["relu"]),
+        ValueError,
+        "batch_norm: activation must be None or one of relu, silu, gelu. Received "
+        "activation=['relu']; apply any other to the output.",
+    ),
+    "a list of axis names": (
+        lambda: batch_norm(axis_name=["data"]),
+        TypeError,
+        "batch_norm: axis_name must be one name, or a tuple of names. Received "
+        "axis_name=['data']; tuple(...) makes one.",
+    ),
+    "several ddof": (
+        lambda: batch_norm(ddof=np.array([0, 1])),
+        ValueError,
+        "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+        "PyTorch). Received ddof=array([0, 1]).",
+    ),
+    "moments that are none": (
+        lambda: jn.update_stats(STATS, (1.0, jnp.zeros(6), jnp.ones(6))),
+        TypeError,
+        "update_stats: moments must be Moments(count, mean, m2). Received tuple; "
+        "jaxnorm.compute_moments makes them of an array.",
+    ),
+    "no moments to merge": (
+        lambda: jn.merge_moments(jn.compute_moments(X, 0), None),
+        TypeError,
+        "merge_moments: moments must be Moments(count, mean, m2). Received NoneType; "
+        "jaxnorm.compute_moments makes them of an array.",
+    ),
+    "no axis to pool over": (
+        lambda: jn.pool_moments(jn.compute_moments(X, 0), None),
+        ValueError,
+        "pool_moments: axis_name must name the axes to pool over. Received "
+        "axis_name=None; leave the call out where there is one device.",
+    ),
     "a weight of another shape": (
         lambda: batch_norm(stats=STATS._replace(weight=jnp.zeros(4))),
         ValueError,
@@ -273,8 +368,19 @@ ERRORS = {
     "negative prior weight": (
         lambda: jn.init_stats(6, prior_weight=-1),
         ValueError,
-        "init_stats: num_features and prior_weight must not be negative. Received "
-        "num_features=6 and prior_weight=-1.",
+        "init_stats: prior_weight must not be negative, and must be finite. Received "
+        "prior_weight=-1; 0 lets the start not count, 1 is what PyTorch and Flax do.",
+    ),
+    "a prior weight that is no number": (
+        lambda: jn.init_stats(6, prior_weight="none"),
+        TypeError,
+        "init_stats: prior_weight must be one real number. Received "
+        "prior_weight='none'; 0 lets the start not count.",
+    ),
+    "a negative number of features": (
+        lambda: jn.init_stats(-6),
+        ValueError,
+        "init_stats: num_features must not be negative. Received num_features=-6.",
     ),
     "moments of another shape": (
         lambda: jn.update_stats(STATS, jn.compute_moments(X, 1)),
@@ -294,8 +400,43 @@ ERRORS = {
         lambda: jn.merge_stats(STATS),
         ValueError,
         "merge_stats: the leaves of one NormStats must have a leading axis of "
-        "replicas. Received a scalar weight, that of a single replica; pass a sequence "
-        "of replicas, or axis_name inside pmap or shard_map.",
+        "replicas, and mean and var one of features. Received those of a single "
+        "replica, a mean of shape (6,) and a weight of shape (); pass a sequence of "
+        "replicas, or axis_name inside pmap or shard_map.",
+    ),
+    "one replica with a weight for every feature": (
+        lambda: jn.merge_stats(STATS._replace(weight=jnp.zeros(6))),
+        ValueError,
+        "merge_stats: the leaves of one NormStats must have a leading axis of "
+        "replicas, and mean and var one of features. Received those of a single "
+        "replica, a mean of shape (6,) and a weight of shape (6,); pass a sequence of "
+        "replicas, or axis_name inside pmap or shard_map.",
+    ),
+    "replicas in a dictionary": (
+        lambda: jn.merge_stats({"a": STATS}),
+        TypeError,
+        "merge_stats: stats must be one NormStats, or a sequence of them. Received "
+        "dict.",
+    ),
+    "replicas that are none": (
+        lambda: jn.merge_stats("ab"),
+        TypeError,
+        "merge_stats: stats must be one NormStats, or a sequence of them. Received "
+        "str.",
+    ),
+    "a replica that is a single number": (
+        lambda: jn.check_replicas({"a": jnp.array(1.0)}, stacked=True),
+        ValueError,
+        "check_replicas: with stacked=True arrays must have a leading axis of "
+        "replicas. Received one of shape (); leave stacked out for what is not "
+        "replicated.",
+    ),
+    "no replica at all": (
+        lambda: jn.check_replicas({"a": jnp.zeros((0, 3))}, stacked=True),
+        ValueError,
+        "check_replicas: with stacked=True arrays must have a leading axis of "
+        "replicas. Received one of shape (0, 3); leave stacked out for what is not "
+        "replicated.",
     ),
     "unknown way to merge": (
         lambda: jn.merge_stats([STATS], method="median"),

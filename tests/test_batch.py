@@ -242,3 +242,57 @@ def test_what_is_hidden_and_not_finite_gives_the_bias_on_every_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     spread = jax.shard_map(step, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
     np.testing.assert_allclose(jax.jit(spread)(x, mask)[3], 5, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("way_to_sum")
+@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_what_is_hidden_and_not_finite_spoils_no_gradient(training, activation):
+    """Hidden in `x`, and in what is added: as if those rows were not there."""
+    rng = np.random.default_rng(0)
+    x, add = jnp.asarray(rng.normal(1, 2, (2, 40, 6)), jnp.float32)
+    hidden = jnp.zeros((40, 1), bool).at[jnp.array([0, 17])].set(True)
+    spoiled = [jnp.where(hidden, jnp.nan, v) for v in (x, add)]
+    visible = [v[~hidden[:, 0]] for v in (x, add)]
+    parameters = [jnp.asarray(v, jnp.float32) for v in rng.uniform(0.5, 2, (4, 6))]
+
+    def loss(parameters, x, add, weights=None):
+        scale, bias, mean, var = parameters
+        stats = jn.NormStats(mean, var, jnp.ones(()))
+        options = {"training": training, "activation": activation}
+        y, new = jn.batch_norm(
+            x, stats, scale, bias, weights=weights, add=add, **options
+        )
+        y = y if weights is None else jnp.where(weights, y, 0)
+        return jnp.sum(y**3) + jnp.sum(new.mean * new.var)
+
+    got = jax.grad(loss, (0, 1, 2))(parameters, *spoiled, ~hidden)
+    expected = jax.grad(loss, (0, 1, 2))(parameters, *visible)
+    chex.assert_trees_all_close(got[0], expected[0], rtol=1e-4, atol=1e-4)
+    for g, e in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(g[~hidden[:, 0]], e, rtol=1e-4, atol=1e-4)
+        assert np.all(np.isfinite(g))
+
+
+def test_evaluation_gives_the_bias_where_a_hidden_element_is_not_finite():
+    x = jnp.array([[1.0], [jnp.nan], [3.0]])
+    stats = jn.NormStats(jnp.ones(1), jnp.full(1, 4.0), jnp.ones(()))
+    weights = jnp.array([[True], [False], [True]])
+    y, _ = jn.batch_norm(
+        x, stats, bias=jnp.full(1, 7.0), training=False, weights=weights, eps=1e-9
+    )
+    np.testing.assert_allclose(y[:, 0], [7, 7, 8], rtol=1e-6)
+    y, _ = jn.batch_norm(x, stats, training=False)
+    assert np.isnan(y[1, 0])  # nothing is hidden that no weight hides
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, np.zeros((), int), np.float32(0)])
+def test_a_weight_of_any_kind_of_zero_can_grow(weight):
+    x = jax.random.normal(jax.random.key(0), (3, 8, 6))
+    stats = jn.NormStats(jnp.zeros(6), jnp.ones(6), weight)
+    expected = jn.init_stats(6)
+    for batch in x:
+        _, stats = jn.batch_norm(batch, stats, training=True)
+        _, expected = jn.batch_norm(batch, expected, training=True)
+    chex.assert_trees_all_equal(stats, expected)
+    assert not stats.weight.weak_type

@@ -1,5 +1,8 @@
 """Outside of jit: a second call compiles nothing."""
 
+import gc
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,3 +68,22 @@ def test_a_first_call_does(caplog):
     with jax.log_compiles():
         jn.layer_norm(jnp.ones((3, 7, 5)))
     assert any("Compiling" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.usefixtures("one_device")  # what is packed is held by functions
+@pytest.mark.parametrize("name", ["batch", "evaluation", "layer", "rms", "group"])
+def test_differentiation_keeps_nothing_that_was_traced(name):
+    """Functions that JAX holds in its caches refer to no tracer."""
+    rms = partial(jn.rms_norm, scale=jnp.ones(6))
+    loss = gradient(rms if name == "rms" else CALLS[name])
+    if name == "batch":
+        loss = gradient(lambda x: jn.batch_norm(x, STATS, training=True, add=x)[0])
+    kept = live_tracers()
+    for size in (3, 5, 7):  # each is traced anew
+        jax.jit(loss)(X[:, :size])
+    assert live_tracers() == kept
+
+
+def live_tracers():
+    gc.collect()
+    return sum(isinstance(thing, jax.core.Tracer) for thing in gc.get_objects())

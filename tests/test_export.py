@@ -1,5 +1,6 @@
 """Programs that are exported for a batch of any size."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +42,30 @@ def test_the_sizes_of_batch_and_space_may_be_symbols(name):
             jax.tree.leaves(exported.call(x)), jax.tree.leaves(norm(x)), strict=True
         ):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_groups_of_a_symbolic_number_of_channels():
+    norm = jax.jit(lambda x: jn.group_norm(x, num_groups=2))
+    shape = export.symbolic_shape("b, c")
+    with pytest.raises(ValueError, match=r"for c channels; make it a multiple in name"):
+        export.export(norm)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    shape = export.symbolic_shape("b, 2*c")
+    exported = export.export(norm)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    x = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.testing.assert_allclose(exported.call(x), norm(x), rtol=1e-5, atol=1e-5)
+
+
+def test_running_statistics_of_a_symbolic_number_of_features():
+    def train(x, mean, var, weight):
+        return jn.batch_norm(x, jn.NormStats(mean, var, weight), training=True)
+
+    b, n = export.symbolic_shape("b, n")
+    shapes = (b, n), (n,), (n,), ()
+    types = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    exported = export.export(jax.jit(train))(*types)
+    x = np.random.default_rng(0).normal(3, 2, (8, 5)).astype(np.float32)
+    args = x, *jn.init_stats(5)
+    chex.assert_trees_all_close(exported.call(*args), train(*args), rtol=1e-5)
 
 
 def test_the_number_of_features_may_be_a_symbol():

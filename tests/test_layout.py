@@ -13,6 +13,7 @@ PACKAGE = Path(jaxnorm.__file__).parent
 ORDER = [
     "axes",
     "arguments",
+    "options",
     "devices",
     "shifted",
     "linear",

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs
@@ -120,10 +120,10 @@ def normalize(
     weights = arguments.expand_weights(mask, x, caller=label)
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
-    eps = arguments.check_eps(module.epsilon, caller=label)
+    eps = options.check_eps(module.epsilon, caller=label)
     operands = Operands(x, weights, scale, bias, eps)
     groups = axes.check_axis_name(name, groups, caller=label)
-    dtype = arguments.check_dtype(dtype, x, caller=label)
+    dtype = options.check_dtype(dtype, x, caller=label)
     over = Reduction(plan.reduced, name, groups, plan.centered)
     if plan.groups is not None:
         (channel,) = plan.features

@@ -1,13 +1,12 @@
 """Batch normalization: statistics over the batch, kept as running averages."""
 
-from functools import partial
 from typing import Any
 
 import jax
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes, devices
+from jaxnorm import arguments, axes, devices, options
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.measuring import Reduction
@@ -100,11 +99,11 @@ def batch_norm(
     """
     caller = "batch_norm"
     x = arguments.check_input(x, caller=caller)
-    dtype = arguments.check_dtype(dtype, x, caller=caller)
-    eps = arguments.check_eps(eps, caller=caller)
-    decay = arguments.check_decay(decay, caller=caller)
-    ddof = arguments.check_ddof(ddof, caller=caller)
-    training = arguments.check_training(training, caller=caller)
+    dtype = options.check_dtype(dtype, x, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
+    decay = options.check_decay(decay, caller=caller)
+    ddof = options.check_ddof(ddof, caller=caller)
+    training = options.check_training(training, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
@@ -113,7 +112,7 @@ def batch_norm(
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = arguments.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    activation = options.check_activation(activation, x, ACTIVATIONS, caller=caller)
     add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     output = Output(dtype, activation)
@@ -127,10 +126,10 @@ def batch_norm(
         return y, update_stats(stats, batch, decay=decay, ddof=ddof)
 
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
-        expand = partial(arguments.expand_parameter, x=x, axes=features, caller=caller)
-        mean, var = expand(stats.mean, name="mean"), expand(stats.var, name="var")
-        unweighted = operands._replace(weights=None)
-        return normalize_by_statistics(unweighted, mean, var, output), stats
+        mean, var = arguments.expand_statistics(
+            stats.mean, stats.var, x, features, caller=caller
+        )
+        return normalize_by_statistics(operands, mean, var, output), stats
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, options
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.measuring import Reduction
@@ -197,7 +197,7 @@ def group_norm(
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = arguments.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    activation = options.check_activation(activation, x, ACTIVATIONS, caller=caller)
     add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
@@ -272,8 +272,8 @@ def _normalize(
     activation: str | None = None,
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
-    dtype = arguments.check_dtype(dtype, operands.x, caller=caller)
-    arguments.check_eps(operands.eps, caller=caller)
+    dtype = options.check_dtype(dtype, operands.x, caller=caller)
+    options.check_eps(operands.eps, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
     output = Output(dtype, activation, apart=False)

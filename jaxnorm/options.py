@@ -1,0 +1,138 @@
+"""Options: numbers, names, dtypes and flags, and what must hold of them."""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
+    """Return the dtype of the output: `dtype`, or that of `x` where it is None."""
+    if dtype is None:
+        return x.dtype
+    kind = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
+    if not jnp.issubdtype(dtype, kind):
+        raise TypeError(
+            f"{caller}: dtype must be able to hold the output. Received "
+            f"dtype={jnp.dtype(dtype).name} for an input of {x.dtype}; pass a "
+            f"{'complex' if jnp.iscomplexobj(x) else 'floating-point'} dtype, or None "
+            "for that of the input."
+        )
+    # Under disabled x64, asking for float64 means float32, as everywhere in JAX.
+    return jax.dtypes.canonicalize_dtype(dtype)
+
+
+def check_eps(eps: ArrayLike, *, caller: str) -> ArrayLike:
+    """Return `eps` if it is a positive number; of a traced one the sign is trusted."""
+    if not _is_real_scalar(eps):
+        raise TypeError(
+            f"{caller}: eps must be one real number. {_received('eps', eps)}; the "
+            "usual value is 1e-5."
+        )
+    if not isinstance(eps, jax.core.Tracer) and not 0 < np.asarray(eps) < np.inf:
+        raise ValueError(
+            f"{caller}: eps must be positive, or a constant input would be divided by "
+            f"zero, and finite. Received eps={eps}; the usual value is 1e-5."
+        )
+    return eps
+
+
+def check_decay(decay: ArrayLike | None, *, caller: str) -> ArrayLike | None:
+    """Return `decay` if it lies in [0, 1] or is None; a traced value is trusted."""
+    if decay is None:
+        return None
+    if not _is_real_scalar(decay):
+        raise TypeError(
+            f"{caller}: decay must be one number in [0, 1], or None for the "
+            f"equal-weight average. {_received('decay', decay)}."
+        )
+    known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
+    if known is not None and not (known >= 0 and known <= 1):
+        raise ValueError(
+            f"{caller}: decay must lie in [0, 1]: it is the weight of the old running "
+            f"value. Received decay={decay}; PyTorch's momentum=0.1 is decay=0.9, and "
+            "None is the equal-weight average."
+        )
+    return decay
+
+
+def check_prior_weight(prior_weight: ArrayLike, *, caller: str) -> ArrayLike:
+    """Return `prior_weight` if it is not negative; a traced value is trusted."""
+    if not _is_real_scalar(prior_weight):
+        raise TypeError(
+            f"{caller}: prior_weight must be one real number. "
+            f"{_received('prior_weight', prior_weight)}; 0 lets the start not count."
+        )
+    traced = isinstance(prior_weight, jax.core.Tracer)
+    if not traced and not 0 <= np.asarray(prior_weight) < np.inf:
+        raise ValueError(
+            f"{caller}: prior_weight must not be negative, and must be finite. "
+            f"Received prior_weight={prior_weight}; 0 lets the start not count, 1 is "
+            "what PyTorch and Flax do."
+        )
+    return prior_weight
+
+
+def check_ddof(ddof: int, *, caller: str) -> int:
+    """Return `ddof` if it is 0 or 1."""
+    if not np.isscalar(ddof) or ddof not in (0, 1):
+        raise ValueError(
+            f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+            f"PyTorch). Received ddof={ddof!r}."
+        )
+    return int(ddof)
+
+
+def check_training(training: bool | jax.Array, *, caller: str) -> bool | jax.Array:
+    """Return `training` as a Python bool, or as a traced boolean scalar."""
+    if isinstance(training, bool | np.bool_):
+        return bool(training)
+    if (
+        isinstance(training, jax.Array)
+        and training.shape == ()
+        and training.dtype == bool
+    ):
+        return training if isinstance(training, jax.core.Tracer) else bool(training)
+    raise TypeError(
+        f"{caller}: training must be True, False or a boolean scalar array. Received "
+        f"training={training!r}; there is no default, so that nothing is evaluated "
+        "with batch statistics, or trained with running ones, by accident."
+    )
+
+
+def check_activation(
+    activation: str | None, x: jax.Array, known: Collection[str], *, caller: str
+) -> str | None:
+    """Return the name of an activation that is known, and applies to `x`."""
+    if activation is not None and activation not in list(known):
+        raise ValueError(
+            f"{caller}: activation must be None or one of {', '.join(known)}. Received "
+            f"activation={activation!r}; apply any other to the output."
+        )
+    if activation is not None and jnp.iscomplexobj(x):
+        raise TypeError(
+            f"{caller}: activation={activation!r} needs real input. Received {x.dtype}."
+        )
+    return activation
+
+
+def _is_real_scalar(value: Any) -> bool:
+    """Whether `value` is one real number, traced or not."""
+    if isinstance(value, bool | str) or value is None:
+        return False
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:
+        return False
+    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    return real and jnp.shape(value) == ()
+
+
+def _received(name: str, value: Any) -> str:
+    """Say what was received: the shape of an array, or the value."""
+    if isinstance(value, jax.Array | np.ndarray) and value.ndim:
+        return f"Received {name} with shape {value.shape}"
+    return f"Received {name}={value!r}"
