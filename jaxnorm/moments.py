@@ -57,9 +57,10 @@ def compute_moments(
 
     Returns:
       Moments without the reduced axes, in at least float32. The mean is right to one
-      unit in its last place, the variance to a relative 2e-6, while |mean|/std is
-      up to 1e6. (The worst found is 2.3e-6, where all outliers sit in the very rows
-      the shift is taken from.) An empty set has count, mean and m2 equal to 0.
+      unit in its last place (where it is smaller than std, to two in that of std), the
+      variance to a relative 2e-6, while |mean|/std is up to 1e6. (The worst found is
+      2.3e-6, where all outliers sit in the very rows the shift is taken from.) An empty
+      set has count, mean and m2 equal to 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex.

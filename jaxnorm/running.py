@@ -110,6 +110,10 @@ def update_stats(
     one weight a feature, every feature is trusted or not by itself; so features that
     are spread over devices need not ask one another.
 
+    A scalar weight counts batches for all features alike. A feature that is masked as a
+    whole in the first one keeps its start, which then counts as if it were data. Where
+    that can be, give every feature a weight, `stats._replace(weight=jnp.zeros(n))`.
+
     Args:
       stats: running statistics.
       moments: the moments of a batch, in shapes that broadcast to those of `stats`.
