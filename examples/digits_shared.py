@@ -4,6 +4,8 @@ A checkpoint holds everything that training changes, the running statistics of B
 among it. One is written after every epoch, and none is ever overwritten.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from examples.common.optimizers import is_kernel, make_schedule
 from examples.common.options import one_line_errors, require_positive
 
 Tree = dict[str, Any]
+HISTORY = "history.json"  # metrics of every epoch so far, beside its checkpoints
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str,
         train_data, test_data = data.load_digits(config.limit)
         learner = make(config, train_data)
         state, start = begin(config, learner)
-        history: dict[str, list[float]] = {}
+        history = read_history(config.out, start)
         for epoch in tqdm(range(start, config.epochs), unit="epoch", disable=None):
             # The order of an epoch depends on nothing but its number.
             order = np.random.default_rng((config.seed, epoch))
@@ -130,18 +134,25 @@ def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str,
             ]
             for part, metrics in (("train", trained), ("test", tested)):
                 loss, hits, count = np.sum(jax.device_get(metrics), axis=0)
-                history.setdefault(f"{part}_loss", []).append(float(loss / count))
-                history.setdefault(f"{part}_accuracy", []).append(float(hits / count))
+                history[f"{part}_loss"].append(float(loss / count))
+                history[f"{part}_accuracy"].append(float(hits / count))
+            report.write_json(config.out / HISTORY, history)
             save(checkpoint_path(config.out, epoch + 1), learner.to_tree(state))
     last = {name: values[-1] for name, values in history.items()}
     row = {name.replace("_", " "): f"{value:.4f}" for name, value in last.items()}
     report.print_table(
         console, "After the last epoch", [{"epoch": str(config.epochs), **row}]
     )
+    results = {
+        "config": {**dataclasses.asdict(config), "out": str(config.out)},
+        "jax": jax.__version__,
+        **last,
+        "history": history,
+    }
     style.use_style()
     written = [
         style.save_figure(plot_curves({"batch": history}), config.out / "curves.png"),
-        report.write_json(config.out / "results.json", {**last, "history": history}),
+        report.write_json(config.out / "results.json", results),
         checkpoint_path(config.out, config.epochs),
     ]
     console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
@@ -170,6 +181,14 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
         )
     tree = load(found[-1], learner.to_tree(learner.state))
     return learner.from_tree(learner.state, tree), epoch
+
+
+def read_history(out: Path, epochs: int) -> dict[str, list[float]]:
+    """Return the metrics of the epochs that a checkpoint has seen; NaN if unknown."""
+    path = out / HISTORY
+    written = json.loads(path.read_text()) if epochs and path.exists() else {}
+    unknown = [float("nan")] * epochs
+    return {name: written.get(name, unknown)[:epochs] for name in METRICS}
 
 
 def checkpoint_path(out: Path, epoch: int) -> Path:

@@ -141,22 +141,21 @@ def train_with_checkpoints(
             state, losses = saved["state"], saved["losses"]
             say(f"Resumed after step {done} of {config.steps}")
         batches = sync.batches_from(done, dataset, config, multiple=jax.device_count())
-        seconds, images = 0.0, 0.0
+        speeds = []
         for step in progress(range(done, config.steps), way.name):
             batch = next(batches)
             placed = way.put_batch(own_rows(batch))
             start = time.perf_counter()
             state, loss = jax.block_until_ready(way.step(state, placed))
             if step > done:  # the first step compiles
-                seconds += time.perf_counter() - start
-                images += float(np.sum(batch.weights))
+                speeds.append(np.sum(batch.weights) / (time.perf_counter() - start))
             losses[step] = float(loss)
             if (step + 1) % config.checkpoint_every == 0:
                 checkpoints.save(
                     step + 1,
                     args=ocp.args.StandardSave({"state": state, "losses": losses}),
                 )
-    return Run(way.get_state(state), losses, images / seconds if seconds else 0.0)
+    return Run(way.get_state(state), losses, float(np.median(speeds or [0.0])))
 
 
 def progress(steps: range, label: str) -> Any:

@@ -15,14 +15,14 @@ def statistics_dtype(dtype: Any) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
-def check_input(x: ArrayLike, *, caller: str) -> jax.Array:
+def check_input(x: ArrayLike, *, caller: str, name: str = "x") -> jax.Array:
     """Return `x` as an array of floating-point or complex dtype."""
-    array = _as_array(x, caller=caller, name="x")
+    array = _as_array(x, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
-            f"{caller}: x must have a floating-point or complex dtype. Received "
+            f"{caller}: {name} must have a floating-point or complex dtype. Received "
             f"{array.dtype} with shape {array.shape}; convert it first, for example "
-            "x.astype(jnp.float32)."
+            f"{name}.astype(jnp.float32)."
         )
     return array
 
@@ -34,8 +34,9 @@ def expand_parameter(
     *,
     caller: str,
     name: str,
+    of: str = "x",
 ) -> jax.Array | None:
-    """Give a scale, bias, mean or variance the rank of `x`.
+    """Give a scale, bias, mean or variance the rank of `x`, which errors call `of`.
 
     Accepted are a scalar, the sizes of `axes` of `x`, or any shape of the rank of
     `x` that broadcasts to it.
@@ -47,8 +48,8 @@ def expand_parameter(
         raise TypeError(f"{caller}: {name} must hold numbers. Received {array.dtype}.")
     if jnp.iscomplexobj(array) and not jnp.iscomplexobj(x):
         raise TypeError(
-            f"{caller}: {name} must be real for real x. Received {name} of "
-            f"{array.dtype} for x of {x.dtype}; convert x to a complex dtype."
+            f"{caller}: {name} must be real for real {of}. Received {name} of "
+            f"{array.dtype} for {of} of {x.dtype}; convert {of} to a complex dtype."
         )
     sizes = tuple(x.shape[axis] for axis in axes)
     if array.shape == sizes:
@@ -59,9 +60,10 @@ def expand_parameter(
     if array.ndim == x.ndim and _broadcasts(array.shape, x.shape):
         return array
     raise ValueError(
-        f"{caller}: {name} must have shape {sizes}, the sizes of axes {axes} of x, or "
-        f"the rank of x and broadcast to it. Received {name} with shape {array.shape} "
-        f"for x with shape {x.shape}; reshape {name}, or name other axes."
+        f"{caller}: {name} must have shape {sizes}, the sizes of axes {axes} of {of}, "
+        f"or the rank of {of} and broadcast to it. Received {name} with shape "
+        f"{array.shape} for {of} with shape {x.shape}; reshape {name}, or name other "
+        "axes."
     )
 
 

@@ -1,12 +1,13 @@
 """Exchange small statistics between devices: the only collectives of this package.
 
-Each function issues one all-reduce, whatever it is given. `lax.psum` is the one
-collective that means the same, and has the same type, under pmap, vmap with an axis
-name, and shard_map with and without check_vma; its transpose is one all-reduce as well.
-`lax.all_gather` gives a varying result under check_vma, and neither takes
-axis_index_groups everywhere (jax#19709). So gathering is summing a table in which every
-device fills its own row, and groups are rows of a table too. Statistics are a few
-values a feature: the zeros cost less than a second collective would.
+`gather` and `sum_over_devices` issue one all-reduce, whatever they are given.
+`lax.psum` is the one collective that means the same, and has the same type, under pmap,
+vmap with an axis name, and shard_map with and without check_vma; its transpose is one
+all-reduce as well. `lax.all_gather` gives a varying result under check_vma, and neither
+takes axis_index_groups everywhere: psum does not under vmap, nor in shard_map with
+check_vma. So gathering is summing a table in which every device fills its own row, and
+groups are rows of a table too. Statistics are a few values a feature: the zeros cost
+less than a second collective would.
 """
 
 from collections.abc import Callable, Sequence

@@ -65,7 +65,8 @@ def normalize(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex.
+      TypeError: if `x` is neither floating-point nor complex, `mean` or `var` is None,
+        or `eps` no number.
       ValueError: if a shape does not fit `x`, or `eps` is not positive.
 
     Example:

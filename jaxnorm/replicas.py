@@ -42,6 +42,8 @@ def merge_stats(
       hold no evidence do not count, unless none does.
 
     Raises:
+      TypeError: if `stats` is neither one NormStats nor a sequence of them; with
+        `axis_name`, if it is not one.
       ValueError: if `method` is neither of the two, there is no replica, their shapes
         differ, or `axis_name` is not bound.
 
@@ -130,7 +132,8 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
-      ValueError: if replicas disagree.
+      ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
+        says so, or it is traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,11 +144,17 @@ def check_replicas(
       ValueError: check_replicas: replicas must agree to rtol=0.0 and atol=0.0. Received
       ['mean'] where replica 1 differs from replica 0 by 0.5; ...
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            "check_replicas: arrays must hold values, to be compared. Received some "
+            "that are traced; call it outside of jit and other transformations."
+        )
     found = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for first, other, names in _pairs(leaf, stacked):
-            if not np.allclose(first, other, rtol, atol, equal_nan=True):
-                difference = np.max(np.abs(first - other))
+            close = np.isclose(first, other, rtol, atol, equal_nan=True)
+            if not np.all(close):
+                difference = np.max(np.abs(first[~close] - other[~close]))
                 found.append(
                     f"{jax.tree_util.keystr(path)} where {names[1]} differs from "
                     f"{names[0]} by {difference:.3g}"

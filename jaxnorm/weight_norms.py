@@ -66,9 +66,9 @@ def weight_norm(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnorm.weight_norms import weight_norm
+      >>> import jaxnorm as jn
       >>> kernel = jnp.array([[3.0, 0.0], [4.0, 2.0]])
-      >>> print(weight_norm(kernel, jnp.array([1.0, 5.0])).round(3))
+      >>> print(jn.weight_norm(kernel, jnp.array([1.0, 5.0])).round(3))
       [[0.6 0. ]
        [0.8 5. ]]
 
@@ -76,12 +76,12 @@ def weight_norm(
       Salimans and Kingma, Weight normalization, 2016, arXiv:1602.07868.
     """
     caller = "weight_norm"
-    kernel = arguments.check_input(kernel, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller, name="kernel")
     dtype = options.check_dtype(dtype, kernel, caller=caller)
     eps = options.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
     scale = arguments.expand_parameter(
-        scale, kernel, features, caller=caller, name="scale"
+        scale, kernel, features, caller=caller, name="scale", of="kernel"
     )
     v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     scale = arguments.widen(scale, kernel)
@@ -93,7 +93,7 @@ def weight_standardization(
     kernel: ArrayLike,
     scale: ArrayLike | None = None,
     *,
-    feature_axis: Axes = -1,
+    feature_axis: Axes | None = -1,
     eps: ArrayLike = 1e-5,
     dtype: Any = None,
 ) -> jax.Array:
@@ -106,7 +106,8 @@ def weight_standardization(
       kernel: v, of a floating-point or complex dtype, any rank.
       scale: g; the sizes of `feature_axis`, or any shape of the rank of `kernel` that
         broadcasts to it. None is 1; 1 / sqrt(fan_in) keeps the variance of the input.
-      feature_axis: axis, or axes, that keep statistics of their own.
+      feature_axis: axis, or axes, that keep statistics of their own; None is one set
+        for the whole kernel.
       eps: added to the variance; positive.
       dtype: dtype of the output; None is that of `kernel`.
 
@@ -120,8 +121,8 @@ def weight_standardization(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnorm.weight_norms import weight_standardization
-      >>> print(weight_standardization(jnp.array([[1.0, 0.0], [3.0, 8.0]])).round(3))
+      >>> import jaxnorm as jn
+      >>> print(jn.weight_standardization(jnp.array([[1.0, 0.0], [3.0, 8.0]])).round(3))
       [[-1. -1.]
        [ 1.  1.]]
 
@@ -130,13 +131,13 @@ def weight_standardization(
       normalization and weight standardization, 2019, arXiv:1903.10520.
     """
     caller = "weight_standardization"
-    kernel = arguments.check_input(kernel, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller, name="kernel")
     dtype = options.check_dtype(dtype, kernel, caller=caller)
     eps = options.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
     axes.check_reduced(kernel, reduced, None, caller=caller)
     scale = arguments.expand_parameter(
-        scale, kernel, features, caller=caller, name="scale"
+        scale, kernel, features, caller=caller, name="scale", of="kernel"
     )
     operands = Operands(kernel, None, scale, None, eps)
     return normalize_by_moments(
@@ -152,17 +153,38 @@ def init_spectral_stats(
     Args:
       key: random key.
       num_features: size of the feature axis of the kernel.
-      dtype: dtype of both.
+      dtype: dtype of both; a floating-point one.
 
     Returns:
       SpectralStats with `u` of shape (num_features,).
 
+    Raises:
+      TypeError: if `num_features` is no integer, or `dtype` not floating-point.
+      ValueError: if `num_features` is below 1.
+
     Example:
       >>> import jax
-      >>> from jaxnorm.weight_norms import init_spectral_stats
-      >>> init_spectral_stats(jax.random.key(0), 3).u.shape
+      >>> import jaxnorm as jn
+      >>> jn.init_spectral_stats(jax.random.key(0), 3).u.shape
       (3,)
     """
+    caller = "init_spectral_stats"
+    if not isinstance(num_features, int | np.integer):
+        raise TypeError(
+            f"{caller}: num_features must be an integer. Received "
+            f"{type(num_features).__name__}; pass the size of the feature axis, "
+            "kernel.shape[-1]."
+        )
+    if num_features < 1:
+        raise ValueError(
+            f"{caller}: num_features must be at least 1. Received "
+            f"num_features={num_features}; pass kernel.shape[-1]."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{caller}: dtype must be floating-point. Received "
+            f"{jnp.dtype(dtype).name}; the usual one is float32."
+        )
     u = jax.random.normal(key, (num_features,), dtype)
     return SpectralStats(_unit(u, 0.0), jnp.ones((), dtype))
 
@@ -208,9 +230,9 @@ def spectral_norm(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm.weight_norms import init_spectral_stats, spectral_norm
-      >>> stats = init_spectral_stats(jax.random.key(0), 2)
-      >>> kernel, stats = spectral_norm(4 * jnp.eye(2), stats, training=True)
+      >>> import jaxnorm as jn
+      >>> stats = jn.init_spectral_stats(jax.random.key(0), 2)
+      >>> kernel, stats = jn.spectral_norm(4 * jnp.eye(2), stats, training=True)
       >>> print(stats.sigma.round(3))
       4.0
 
@@ -219,7 +241,7 @@ def spectral_norm(
       adversarial networks, 2018, arXiv:1802.05957.
     """
     caller = "spectral_norm"
-    kernel = arguments.check_input(kernel, caller=caller)
+    kernel = arguments.check_input(kernel, caller=caller, name="kernel")
     dtype = options.check_dtype(dtype, kernel, caller=caller)
     eps = options.check_eps(eps, caller=caller)
     training = options.check_training(training, caller=caller)
@@ -267,7 +289,10 @@ def _check_spectral(
     kernel: jax.Array, stats: Any, axis: int, n_steps: int, caller: str
 ) -> None:
     if jnp.iscomplexobj(kernel):
-        raise TypeError(f"{caller}: kernel must be real. Received {kernel.dtype}.")
+        raise TypeError(
+            f"{caller}: kernel must be real. Received {kernel.dtype}; normalize its "
+            "real and imaginary parts, as one real kernel."
+        )
     if kernel.ndim < 2:
         raise ValueError(
             f"{caller}: kernel must have rank 2 or more. Received shape {kernel.shape};"

@@ -296,3 +296,18 @@ def test_a_weight_of_any_kind_of_zero_can_grow(weight):
         _, expected = jn.batch_norm(batch, expected, training=True)
     chex.assert_trees_all_equal(stats, expected)
     assert not stats.weight.weak_type
+
+
+def test_statistics_over_devices_alone():
+    """One example a device, of features alone: no axis of the array is reduced."""
+    x = jax.random.normal(jax.random.key(0), (8, 6))
+
+    def norm(x):
+        return jn.batch_norm(
+            x, jn.init_stats(6), training=True, feature_axis=0, axis_name="data"
+        )
+
+    y, stats = jax.vmap(norm, axis_name="data")(x)
+    expected, expected_stats = jn.batch_norm(x, jn.init_stats(6), training=True)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(stats.var[3], expected_stats.var, rtol=1e-5)

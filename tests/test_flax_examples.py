@@ -32,6 +32,12 @@ def files(out):
     return {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
+def histories(out):
+    """The losses and accuracies of all epochs, to five digits."""
+    history = json.loads((out / "results.json").read_text())["history"]
+    return {name: [round(v, 5) for v in values] for name, values in history.items()}
+
+
 @pytest.fixture(scope="module", params=[digits_linen, digits_nnx], ids=["linen", "nnx"])
 def trained(request, tmp_path_factory):
     """An example, and where it has been run."""
@@ -52,9 +58,11 @@ def test_resuming_changes_nothing(trained, tmp_path, capsys):
     example, whole, _ = trained
     shutil.copytree(whole / "epoch_0003", tmp_path / "epoch_0003")
     before = files(tmp_path)
+    shutil.copy(whole / "history.json", tmp_path)
     shared.run(quick(example, tmp_path, resume=True), example.make)
     assert "test accuracy" in capsys.readouterr().out
     assert before.items() <= files(tmp_path).items()
+    assert histories(tmp_path) == histories(whole)
     expected, actual = stored(whole / "epoch_0004"), stored(tmp_path / "epoch_0004")
     assert shared.shapes(actual) == shared.shapes(expected)
     means = [name for name in shared.shapes(actual) if name.endswith("/mean")]

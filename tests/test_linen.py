@@ -11,6 +11,7 @@ from flax import linen
 from numpy.testing import assert_allclose
 
 import jaxnorm.linen as ours
+from jaxnorm.flax_shared import inputs
 from tests.flax_modules import CASES, assert_trees_close, sample
 
 KEY = jax.random.key(0)
@@ -545,3 +546,68 @@ def test_evaluation_needs_no_device_axis():
     theirs, mine = linen.BatchNorm(**kwargs), ours.BatchNorm(**kwargs)
     variables = theirs.init(KEY, x)
     assert_allclose(mine.apply(variables, x), theirs.apply(variables, x), atol=1e-6)
+
+
+def test_spectral_norm_takes_a_traced_flag():
+    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
+    variables = norm.init(KEY, x, update_stats=False)
+
+    def run(update):
+        return norm.apply(variables, x, update_stats=update, mutable=["batch_stats"])
+
+    for update in (True, False):
+        assert_trees_close(jax.jit(run)(jnp.array(update)), run(update), rtol=1e-5)
+
+
+def test_spectral_norm_that_updates_nothing_needs_no_mutable_statistics():
+    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
+    variables = norm.init(KEY, x, update_stats=False)
+    y, updates = norm.apply(variables, x, update_stats=True, mutable=["batch_stats"])
+    assert_allclose(norm.apply(variables, x, update_stats=False), y, rtol=1e-6)
+    stats = variables["batch_stats"]
+    assert not jax.tree.all(jax.tree.map(jnp.allclose, stats, updates["batch_stats"]))
+
+
+def test_complex_output_of_real_input():
+    norm, x = ours.LayerNorm(dtype=jnp.complex64), sample()
+    y = norm.apply(norm.init(KEY, x), x)
+    assert y.dtype == jnp.complex64
+    assert_allclose(y, ours.LayerNorm().apply(norm.init(KEY, x), x), rtol=1e-6)
+
+
+def test_all_axes_may_be_features():
+    """Scale and bias broadcast as elsewhere."""
+    norm, x = ours.BatchNorm(axis=(0, 1), use_scale=False, use_bias=False), sample()
+    x, evaluation = x[..., 0, :].reshape(-1, 6)[:4], {"use_running_average": True}
+    scale, bias = jnp.arange(6.0)[None], jnp.arange(4.0)[:, None]
+    y = norm.apply(norm.init(KEY, x, **evaluation), x, **evaluation, scale=scale)
+    assert_allclose(y, x * scale / np.sqrt(1 + 1e-5), rtol=1e-5)
+    y = norm.apply(norm.init(KEY, x, **evaluation), x, **evaluation, bias=bias)
+    assert_allclose(y, x / np.sqrt(1 + 1e-5) + bias, rtol=1e-5)
+
+
+def test_an_empty_axis_has_no_statistic():
+    norm = ours.LayerNorm(reduction_axes=0, feature_axes=-1)
+    text = r"LayerNorm: the reduced axes \(0,\) must hold at least one element"
+    with pytest.raises(ValueError, match=text):
+        norm.init(KEY, jnp.ones((0, 6)))
+
+
+def test_what_jax_itself_raises_is_not_renamed():
+    norm, x = ours.BatchNorm(use_running_average=False), sample()
+    variables = norm.init(KEY, x)
+
+    def run(decay):  # bool(...) of what is traced
+        with inputs.errors_named("BatchNorm"):
+            bool(decay)
+        return norm.apply(variables, x, mutable=["batch_stats"])
+
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        jax.jit(run)(0.9)
+
+
+def test_decay_is_a_number():
+    norm, x = ours.BatchNorm(use_running_average=False, decay="0.9"), sample()
+    text = r"BatchNorm: decay must be one number in \[0, 1\].*Received decay='0.9'"
+    with pytest.raises(TypeError, match=text):
+        norm.init_with_output(KEY, x)

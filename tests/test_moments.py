@@ -230,3 +230,14 @@ def test_derivatives_to_second_order():
 
         check_grads(f, (x, weights), order=2, atol=1e-5, rtol=1e-5)
         check_grads(lambda x: jn.compute_moments(x, 0), (x,), order=2, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("way_to_sum")
+def test_m2_of_what_is_constant_is_never_negative():
+    """Rounding could leave less than nothing; a square root of it is NaN."""
+    values = np.random.default_rng(0).normal(0, 100, 300).astype(np.float32)
+    x = jnp.asarray(np.repeat(values[None], 97, axis=0))
+    for weights in (None, jnp.full((97, 1), 0.3)):
+        m2 = jn.compute_moments(x, 0, weights=weights).m2
+        assert np.all(m2 >= 0)
+        assert np.all(m2 <= 1e-9 * values**2)

@@ -545,3 +545,39 @@ def test_evaluation_needs_no_device_axis():
     mine.train()
     with pytest.raises(ValueError, match="axis_name must be bound"):
         mine(x)
+
+
+def test_no_gradient_passes_through_the_running_statistics():
+    """Of a batch that is trained on and then evaluated, in one loss."""
+    norm, x = ours.BatchNorm(6, momentum=0.5, rngs=rngs()), sample()
+
+    def evaluated(norm, x):
+        return jnp.sum(norm(x, use_running_average=True) ** 3)
+
+    def loss(norm, x):
+        norm(x, use_running_average=False)
+        return evaluated(norm, x)
+
+    got = nnx.grad(loss, argnums=1)(norm, x)
+    assert not np.allclose(norm.mean[...], 0)
+    assert_allclose(got, nnx.grad(evaluated, argnums=1)(norm, x), rtol=1e-4, atol=1e-5)
+
+
+def test_spectral_norm_takes_a_traced_flag():
+    norms = [ours.SpectralNorm(nnx.Linear(6, 4, rngs=rngs()), rngs=rngs())] * 2
+    norms = [nnx.clone(norm) for norm in norms]
+
+    def run(norm, update):
+        return norm(sample(), update_stats=update)
+
+    for update in (True, False):
+        y = nnx.jit(run)(norms[0], jnp.array(update))
+        assert_allclose(y, run(norms[1], update), rtol=1e-5, atol=1e-6)
+        assert_trees_close(pure(norms[0]), pure(norms[1]), rtol=1e-5)
+
+
+def test_complex_output_of_real_input():
+    norm = ours.LayerNorm(6, dtype=jnp.complex64, rngs=rngs())
+    y = norm(sample())
+    assert y.dtype == jnp.complex64
+    assert_allclose(y, ours.LayerNorm(6, rngs=rngs())(sample()), rtol=1e-6)

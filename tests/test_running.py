@@ -165,3 +165,9 @@ def test_merge_passes_over_replicas_without_evidence():
 def test_the_number_of_features_is_an_integer(num_features):
     with pytest.raises(TypeError, match="num_features must be an integer, or a seq"):
         jn.init_stats(num_features)
+
+
+def test_the_weight_of_merged_replicas_is_the_mean_of_theirs():
+    stats = jn.init_stats(3)
+    merged = jn.merge_stats([stats._replace(weight=jnp.float32(w)) for w in (0.2, 0.6)])
+    np.testing.assert_allclose(merged.weight, 0.4, rtol=1e-6)

@@ -173,3 +173,15 @@ def test_shards_of_one_array_are_no_replicas():
     with pytest.raises(ValueError, match="by 1") as error:
         check_replicas(broken)
     assert str(error.value).count("differs from") == 4
+
+
+def test_equal_nans_and_infinities_agree():
+    bad = np.array([np.nan, np.inf, 1.0])
+    jn.check_replicas({"mean": np.stack([bad, bad])}, stacked=True)
+    with pytest.raises(ValueError, match=r"replica 1 differs from replica 0 by 0\.5;"):
+        jn.check_replicas({"mean": np.stack([bad, bad + 0.5])}, stacked=True)
+
+
+def test_replicas_that_are_traced_cannot_be_compared():
+    with pytest.raises(ValueError, match="some that are traced; call it outside of"):
+        jax.jit(jn.check_replicas)({"mean": jnp.ones(3)})

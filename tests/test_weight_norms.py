@@ -162,7 +162,11 @@ def test_half_precision_is_computed_in_float32():
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: weight_norm(np.ones((2, 3), int)), TypeError, "weight_norm: x must"),
+        (
+            lambda: weight_norm(np.ones((2, 3), int)),
+            TypeError,
+            "weight_norm: kernel must",
+        ),
         (lambda: weight_norm(KERNEL, np.ones(5)), ValueError, "scale must have shape"),
         (lambda: weight_norm(KERNEL, feature_axis=4), ValueError, "feature_axis must"),
         (lambda: weight_norm(KERNEL, eps=0), ValueError, "eps must be positive"),
@@ -217,3 +221,42 @@ def test_wrong_arguments(call, error, text):
 
 KEY = jax.random.key(0)
 STATS = SpectralStats(jnp.ones(6), jnp.ones(()))
+
+
+def test_the_first_direction_is_random_and_of_unit_length():
+    stats = init_spectral_stats(jax.random.key(0), 50)
+    assert_allclose(np.linalg.norm(stats.u), 1, rtol=1e-6)
+    assert np.std(stats.u) > 0.05
+    other = init_spectral_stats(jax.random.key(1), 50)
+    assert not np.allclose(stats.u, other.u)
+
+
+def test_no_gradient_reaches_the_statistics():
+    def loss(stats):
+        return jnp.sum(spectral_norm(KERNEL, stats, training=False)[0] ** 2)
+
+    gradients = jax.grad(loss)(init_spectral_stats(jax.random.key(0), 6))
+    assert_allclose(gradients.u, 0)
+    assert_allclose(gradients.sigma, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        (
+            (-2,),
+            ValueError,
+            "num_features must be at least 1. Received num_features=-2",
+        ),
+        ((2.0,), TypeError, "num_features must be an integer. Received float; pass"),
+        (
+            (2, jnp.int32),
+            TypeError,
+            "dtype must be floating-point. Received int32; the",
+        ),
+    ],
+)
+def test_wrong_arguments_of_the_start(arguments, error, text):
+    num_features, dtype = (*arguments, jnp.float32)[:2]
+    with pytest.raises(error, match=f"init_spectral_stats: {text}"):
+        init_spectral_stats(KEY, num_features, dtype=dtype)

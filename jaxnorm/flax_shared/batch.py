@@ -16,7 +16,8 @@ MOMENTUM = "momentum"  # the default of `decay`: what Flax's `momentum` says
 
 def decay_of(module: Any) -> Any:
     """Return the decay: `momentum`, unless the functional word is used."""
-    return module.momentum if isinstance(module.decay, str) else module.decay
+    named = isinstance(module.decay, str) and module.decay == MOMENTUM
+    return module.momentum if named else module.decay
 
 
 def has_weight(module: Any) -> bool:

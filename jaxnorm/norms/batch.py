@@ -80,10 +80,11 @@ def batch_norm(
       whose statistics are not finite.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, `training` no bool, or
-        `decay` or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, `stats` no NormStats or
+        of half precision, `training` no bool, or `decay` or `eps` no number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `decay` is outside [0, 1], `eps` is not positive, or `activation` is unknown.
+        `weights` are negative, `decay` is outside [0, 1], `ddof` is neither 0 nor 1,
+        `eps` is not positive, or `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
