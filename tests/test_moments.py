@@ -233,11 +233,12 @@ def test_derivatives_to_second_order():
 
 
 @pytest.mark.usefixtures("way_to_sum")
-def test_m2_of_what_is_constant_is_never_negative():
+@pytest.mark.parametrize("size", [7, 10, 97, 4099])
+def test_m2_of_what_is_constant_is_never_negative(size):
     """Rounding could leave less than nothing; a square root of it is NaN."""
     values = np.random.default_rng(0).normal(0, 100, 300).astype(np.float32)
-    x = jnp.asarray(np.repeat(values[None], 97, axis=0))
-    for weights in (None, jnp.full((97, 1), 0.3)):
+    x = jnp.asarray(np.repeat(values[None], size, axis=0))
+    for weights in (None, jnp.full((size, 1), 0.3)):
         m2 = jn.compute_moments(x, 0, weights=weights).m2
         assert np.all(m2 >= 0)
         assert np.all(m2 <= 1e-9 * values**2)
