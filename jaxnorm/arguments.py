@@ -45,7 +45,10 @@ def expand_parameter(
         return None
     array = _as_array(parameter, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(f"{caller}: {name} must hold numbers. Received {array.dtype}.")
+        raise TypeError(
+            f"{caller}: {name} must hold numbers. Received {array.dtype}; convert it "
+            f"first, for example {name}.astype(jnp.float32)."
+        )
     if jnp.iscomplexobj(array) and not jnp.iscomplexobj(x):
         raise TypeError(
             f"{caller}: {name} must be real for real {of}. Received {name} of "
@@ -112,7 +115,8 @@ def expand_weights(
     array = _as_array(weights, caller=caller, name="weights")
     if jnp.iscomplexobj(array):
         raise TypeError(
-            f"{caller}: weights must be bool or real. Received {array.dtype}."
+            f"{caller}: weights must be bool or real. Received {array.dtype}; pass "
+            "weights.real."
         )
     shape = (1,) * (x.ndim - array.ndim) + array.shape
     if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
@@ -146,7 +150,7 @@ def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array 
     if jnp.iscomplexobj(array) and not jnp.iscomplexobj(x):
         raise TypeError(
             f"{caller}: add must be real where x is. Received {array.dtype} for x of "
-            f"{x.dtype}."
+            f"{x.dtype}; convert x to a complex dtype."
         )
     return array
 
@@ -253,7 +257,8 @@ def _as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
         return jnp.asarray(value)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{caller}: {name} must be an array. Received {type(value).__name__}."
+            f"{caller}: {name} must be an array. Received {type(value).__name__}; pass "
+            "what jnp.asarray takes."
         ) from None
 
 

@@ -27,7 +27,7 @@ def canonicalize_axes(
     except TypeError:
         raise TypeError(
             f"{caller}: {name} must be an integer or a sequence of integers. "
-            f"Received {name}={axes!r}."
+            f"Received {name}={axes!r}; count axes from 0, or from -1 backwards."
         ) from None
     for axis in indices:
         if not -ndim <= axis < ndim:
@@ -54,7 +54,7 @@ def single(features: tuple[int, ...], *, caller: str) -> int:
     if len(features) != 1:
         raise ValueError(
             f"{caller}: feature_axis must be one axis, that of the channels. Received "
-            f"feature_axis={features}."
+            f"feature_axis={features}; choose one, or merge them with x.reshape."
         )
     return features[0]
 
@@ -101,7 +101,7 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
     except TypeError:
         raise TypeError(
             f"{caller}: num_groups must be an integer. Received "
-            f"num_groups={num_groups!r}."
+            f"num_groups={num_groups!r}; pass a whole number, such as 32."
         ) from None
     if num_groups < 1 or channels % num_groups:
         if isinstance(channels, int):
@@ -127,7 +127,8 @@ def check_axis_name(
         if axis_index_groups is not None:
             raise ValueError(
                 f"{caller}: axis_index_groups needs axis_name, the axis it divides. "
-                f"Received axis_index_groups={axis_index_groups} and axis_name=None."
+                f"Received axis_index_groups={axis_index_groups} and axis_name=None; "
+                "name the axis, or leave the groups out."
             )
         return None
     try:
@@ -155,13 +156,14 @@ def check_axis_name(
     except TypeError:
         raise TypeError(
             f"{caller}: axis_index_groups must be a sequence of sequences of integers. "
-            f"Received axis_index_groups={axis_index_groups!r}."
+            f"Received axis_index_groups={axis_index_groups!r}; [[0, 1], [2, 3]] are "
+            "two groups of two."
         ) from None
     members = sorted(i for group in groups for i in group)
     if members != list(range(size)) or len({len(group) for group in groups}) != 1:
         raise ValueError(
             f"{caller}: axis_index_groups must be groups of equal size that hold every "
             f"index of axis {axis_name!r} (size {size}) once. Received "
-            f"{[list(group) for group in groups]}."
+            f"{[list(group) for group in groups]}; name every index in one group."
         )
     return groups

@@ -47,7 +47,8 @@ def check_decay(decay: ArrayLike | None, *, caller: str) -> ArrayLike | None:
     if not _is_real_scalar(decay):
         raise TypeError(
             f"{caller}: decay must be one number in [0, 1], or None for the "
-            f"equal-weight average. {_received('decay', decay)}."
+            f"equal-weight average. {_received('decay', decay)}; the usual value is "
+            "0.99."
         )
     known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
     if known is not None and not (known >= 0 and known <= 1):
@@ -81,7 +82,7 @@ def check_ddof(ddof: int, *, caller: str) -> int:
     if not np.isscalar(ddof) or ddof not in (0, 1):
         raise ValueError(
             f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-            f"PyTorch). Received ddof={ddof!r}."
+            f"PyTorch). Received ddof={ddof!r}; no other is defined here."
         )
     return int(ddof)
 
@@ -114,7 +115,8 @@ def check_activation(
         )
     if activation is not None and jnp.iscomplexobj(x):
         raise TypeError(
-            f"{caller}: activation={activation!r} needs real input. Received {x.dtype}."
+            f"{caller}: activation={activation!r} needs real input. Received "
+            f"{x.dtype}; apply one of your own to the output."
         )
     return activation
 

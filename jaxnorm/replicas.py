@@ -61,7 +61,7 @@ def merge_stats(
     if method not in ("total_variance", "average"):
         raise ValueError(
             f"{caller}: method must be 'total_variance' or 'average'. Received "
-            f"method={method!r}."
+            f"method={method!r}; the first counts the spread of the means too."
         )
     mean, var, weight = _stacked(stats, axis_name, caller=caller)
     total = jnp.sum(weight, 0)
@@ -82,7 +82,8 @@ def _stacked(
         if not isinstance(stats, NormStats):
             raise TypeError(
                 f"{caller}: with axis_name, stats must be the one NormStats of this "
-                f"device. Received {type(stats).__name__}."
+                f"device. Received {type(stats).__name__}; leave axis_name out to "
+                "merge a sequence."
             )
         return devices.gather(stats, axis_name)
     if isinstance(stats, NormStats):
@@ -100,10 +101,13 @@ def _stacked(
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
             f"{caller}: stats must be one NormStats, or a sequence of them. Received "
-            f"{type(stats).__name__}."
+            f"{type(stats).__name__}; start with jaxnorm.init_stats(num_features)."
         )
     if not stats:
-        raise ValueError(f"{caller}: at least one replica is needed. Received none.")
+        raise ValueError(
+            f"{caller}: at least one replica is needed. Received none; pass a "
+            "list of NormStats."
+        )
     shapes = [tuple(jnp.shape(leaf) for leaf in replica) for replica in stats]
     if len(set(shapes)) > 1:
         raise ValueError(

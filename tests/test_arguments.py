@@ -45,7 +45,7 @@ ERRORS = {
         lambda: jn.layer_norm(X, axis=1.5),
         TypeError,
         "layer_norm: axis must be an integer or a sequence of integers. Received "
-        "axis=1.5.",
+        "axis=1.5; count axes from 0, or from -1 backwards.",
     ),
     "stats of another size": (
         lambda: batch_norm(stats=jn.init_stats(5)),
@@ -83,7 +83,8 @@ ERRORS = {
     "bool scale": (
         lambda: jn.layer_norm(X, jnp.ones(6, bool)),
         TypeError,
-        "layer_norm: scale must hold numbers. Received bool.",
+        "layer_norm: scale must hold numbers. Received bool; convert it first, for "
+        "example scale.astype(jnp.float32).",
     ),
     "complex scale": (
         lambda: jn.layer_norm(X, jnp.ones(6, jnp.complex64)),
@@ -125,7 +126,8 @@ ERRORS = {
     "complex weights": (
         lambda: jn.layer_norm(X, weights=jnp.ones(6, jnp.complex64)),
         TypeError,
-        "layer_norm: weights must be bool or real. Received complex64.",
+        "layer_norm: weights must be bool or real. Received complex64; pass "
+        "weights.real.",
     ),
     "decay above 1": (
         lambda: batch_norm(decay=1.1),
@@ -138,19 +140,20 @@ ERRORS = {
         lambda: batch_norm(decay="slow"),
         TypeError,
         "batch_norm: decay must be one number in [0, 1], or None for the equal-weight "
-        "average. Received decay='slow'.",
+        "average. Received decay='slow'; the usual value is 0.99.",
     ),
     "a decay for every feature": (
         lambda: jn.update_stats(STATS, jn.compute_moments(X, 0), decay=jnp.ones(6)),
         TypeError,
         "update_stats: decay must be one number in [0, 1], or None for the "
-        "equal-weight average. Received decay with shape (6,).",
+        "equal-weight average. Received decay with shape (6,); the usual value "
+        "is 0.99.",
     ),
     "ddof of 2": (
         lambda: batch_norm(ddof=2),
         ValueError,
         "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-        "PyTorch). Received ddof=2.",
+        "PyTorch). Received ddof=2; no other is defined here.",
     ),
     "eps of 0": (
         lambda: jn.layer_norm(X, eps=0.0),
@@ -203,13 +206,14 @@ ERRORS = {
     "a number of groups that is no integer": (
         lambda: jn.group_norm(X, num_groups=2.0),
         TypeError,
-        "group_norm: num_groups must be an integer. Received num_groups=2.0.",
+        "group_norm: num_groups must be an integer. Received num_groups=2.0; pass a "
+        "whole number, such as 32.",
     ),
     "group norm over two axes": (
         lambda: jn.group_norm(X, num_groups=1, feature_axis=(0, 1)),
         ValueError,
         "group_norm: feature_axis must be one axis, that of the channels. Received "
-        "feature_axis=(0, 1).",
+        "feature_axis=(0, 1); choose one, or merge them with x.reshape.",
     ),
     "empty batch": (
         lambda: batch_norm(jnp.ones((0, 6))),
@@ -255,7 +259,8 @@ ERRORS = {
         lambda: batch_norm(axis_index_groups=[[0, 1]]),
         ValueError,
         "batch_norm: axis_index_groups needs axis_name, the axis it divides. Received "
-        "axis_index_groups=[[0, 1]] and axis_name=None.",
+        "axis_index_groups=[[0, 1]] and axis_name=None; name the axis, or leave the "
+        "groups out.",
     ),
     "groups that do not cover the axis": (
         lambda: jax.vmap(
@@ -266,7 +271,8 @@ ERRORS = {
         )(X),
         ValueError,
         "compute_moments: axis_index_groups must be groups of equal size that hold "
-        "every index of axis 'i' (size 4) once. Received [[0, 1], [2]].",
+        "every index of axis 'i' (size 4) once. Received [[0, 1], [2]]; name "
+        "every index in one group.",
     ),
     "statistics of half precision": (
         lambda: jn.init_stats(6, dtype=jnp.bfloat16),
@@ -304,17 +310,20 @@ ERRORS = {
     "x and stats in each other's place": (
         lambda: jn.batch_norm(STATS, X, training=True),
         TypeError,
-        "batch_norm: x must be an array. Received NormStats.",
+        "batch_norm: x must be an array. Received NormStats; pass what jnp.asarray "
+        "takes.",
     ),
     "no x": (
         lambda: jn.layer_norm(None),
         TypeError,
-        "layer_norm: x must be an array. Received NoneType.",
+        "layer_norm: x must be an array. Received NoneType; pass what jnp.asarray "
+        "takes.",
     ),
     "weights that are no array": (
         lambda: jn.layer_norm(X, weights="all"),
         TypeError,
-        "layer_norm: weights must be an array. Received str.",
+        "layer_norm: weights must be an array. Received str; pass what jnp.asarray "
+        "takes.",
     ),
     "no mean": (
         lambda: jn.normalize(X, None, 1.0),
@@ -344,7 +353,7 @@ ERRORS = {
         lambda: batch_norm(ddof=np.array([0, 1])),
         ValueError,
         "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-        "PyTorch). Received ddof=array([0, 1]).",
+        "PyTorch). Received ddof=array([0, 1]); no other is defined here.",
     ),
     "moments that are none": (
         lambda: jn.update_stats(STATS, (1.0, jnp.zeros(6), jnp.ones(6))),
@@ -422,13 +431,13 @@ ERRORS = {
         lambda: jn.merge_stats({"a": STATS}),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "dict.",
+        "dict; start with jaxnorm.init_stats(num_features).",
     ),
     "replicas that are none": (
         lambda: jn.merge_stats("ab"),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "str.",
+        "str; start with jaxnorm.init_stats(num_features).",
     ),
     "a replica that is a single number": (
         lambda: jn.check_replicas({"a": jnp.array(1.0)}, stacked=True),
@@ -448,12 +457,13 @@ ERRORS = {
         lambda: jn.merge_stats([STATS], method="median"),
         ValueError,
         "merge_stats: method must be 'total_variance' or 'average'. Received "
-        "method='median'.",
+        "method='median'; the first counts the spread of the means too.",
     ),
     "nothing to merge": (
         lambda: jn.merge_stats([]),
         ValueError,
-        "merge_stats: at least one replica is needed. Received none.",
+        "merge_stats: at least one replica is needed. Received none; pass a list of "
+        "NormStats.",
     ),
 }
 

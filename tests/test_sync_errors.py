@@ -103,7 +103,8 @@ def test_groups_that_do_not_divide_the_devices(name, groups):
     f = partial(POOLING[name], axis_name=AXIS, axis_index_groups=groups)
     expected = (
         f"{name}: axis_index_groups must be groups of equal size that hold every index "
-        f"of axis 'data' (size 8) once. Received {groups}."
+        f"of axis 'data' (size 8) once. Received {groups}; name every index "
+        "in one group."
     )
     for mode in MAPPED:
         assert message_in(mode, f) == expected
@@ -113,7 +114,8 @@ def test_groups_without_an_axis():
     f = partial(batch, axis_index_groups=[[0, 1], [2, 3]])
     expected = (
         "batch_norm: axis_index_groups needs axis_name, the axis it divides. Received "
-        "axis_index_groups=[[0, 1], [2, 3]] and axis_name=None."
+        "axis_index_groups=[[0, 1], [2, 3]] and axis_name=None; name the axis, or "
+        "leave the groups out."
     )
     for mode in MODES:
         assert message_in(mode, f) == expected
@@ -123,7 +125,8 @@ def test_groups_without_an_axis():
 def test_groups_that_are_no_groups(groups):
     expected = (
         "batch_norm: axis_index_groups must be a sequence of sequences of integers. "
-        f"Received axis_index_groups={groups!r}."
+        f"Received axis_index_groups={groups!r}; [[0, 1], [2, 3]] are two groups of "
+        "two."
     )
     for mode in MAPPED:
         f = partial(batch, axis_name=AXIS, axis_index_groups=groups)

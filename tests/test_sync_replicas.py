@@ -94,7 +94,7 @@ def test_merging_by_name_takes_one_replica():
         jax.vmap(lambda _: jn.merge_stats(stats, axis_name=AXIS), axis_name=AXIS)(X)
     assert str(error.value) == (
         "merge_stats: with axis_name, stats must be the one NormStats of this device. "
-        "Received list."
+        "Received list; leave axis_name out to merge a sequence."
     )
 
 

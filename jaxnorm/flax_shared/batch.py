@@ -67,17 +67,6 @@ def normalize_batch(
     # Evaluation looks at no batch; as in Flax it runs where no device axis is bound.
     pooling = synchronize and training is not False
     name = module.axis_name if pooling else None
-    # Statistics in half precision, or real ones of complex input, come from elsewhere.
-    mean_dtype = jnp.promote_types(
-        arguments.statistics_dtype(x.dtype), stats.mean.dtype
-    )
-    if not jnp.iscomplexobj(x):
-        mean_dtype = arguments.statistics_dtype(stats.mean.dtype)
-    stats = NormStats(
-        stats.mean.astype(mean_dtype),
-        stats.var.astype(arguments.statistics_dtype(stats.var.dtype)),
-        stats.weight,
-    )
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
         x = x[None]
@@ -87,7 +76,7 @@ def normalize_batch(
     with inputs.errors_named(label):
         y, stats = batch_norm(
             x,
-            stats,
+            _widened(stats, x),
             scale,
             bias,
             training=training,
@@ -101,3 +90,16 @@ def normalize_batch(
             dtype=dtype,
         )
     return (y[0] if alone else y), stats
+
+
+def _widened(stats: NormStats, x: jax.Array) -> NormStats:
+    """Return statistics in at least float32, and a complex mean of complex input.
+
+    Those that come from elsewhere may be neither.
+    """
+    mean, var, weight = stats
+    dtype = arguments.statistics_dtype(mean.dtype)
+    if jnp.iscomplexobj(x):
+        dtype = jnp.promote_types(arguments.statistics_dtype(x.dtype), dtype)
+    var = var.astype(arguments.statistics_dtype(var.dtype))
+    return NormStats(mean.astype(dtype), var, weight)

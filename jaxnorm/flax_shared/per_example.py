@@ -52,7 +52,7 @@ def instance_plan(label: str, x: jax.Array, feature_axes: Axes) -> Plan:
         raise ValueError(
             f"{label}: The channel axes cannot include the leading dimension as this is"
             f" assumed to be the batch axis. Received feature_axes={feature_axes} for x"
-            f" with shape {x.shape}."
+            f" with shape {x.shape}; choose axes behind the first."
         )
     return Plan(features, axes.complement((0, *features), x.ndim))
 
@@ -77,7 +77,7 @@ def group_plan(
         raise ValueError(
             f"{label}: reduction_axes must include the feature axis {channel}, "
             f"which is cut into groups. Received reduction_axes={reduction_axes} for x "
-            f"with shape {x.shape}."
+            f"with shape {x.shape}; add it, or leave reduction_axes out."
         )
     return Plan(features, reduced, groups)
 
@@ -97,7 +97,8 @@ def count_groups(
     if not group_size or group_size < 1 or channels % group_size:
         raise ValueError(
             f"{label}: group_size must be positive and divide the number of channels. "
-            f"Received group_size={group_size} for {channels} channels."
+            f"Received group_size={group_size} for {channels} channels; choose a "
+            "divisor."
         )
     return channels // group_size
 
