@@ -79,7 +79,7 @@ def check_prior_weight(prior_weight: ArrayLike, *, caller: str) -> ArrayLike:
 
 def check_ddof(ddof: int, *, caller: str) -> int:
     """Return `ddof` if it is 0 or 1."""
-    if not np.isscalar(ddof) or ddof not in (0, 1):
+    if np.ndim(ddof) or ddof not in (0, 1):
         raise ValueError(
             f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
             f"PyTorch). Received ddof={ddof!r}; no other is defined here."
