@@ -107,21 +107,21 @@ def widen(parameter: Parameter, x: jax.Array) -> Parameter:
 
 
 def expand_weights(
-    weights: ArrayLike | None, x: jax.Array, *, caller: str
+    weights: ArrayLike | None, x: jax.Array, *, caller: str, name: str = "weights"
 ) -> jax.Array | None:
     """Give weights the rank of `x` by NumPy's broadcasting rules."""
     if weights is None:
         return None
-    array = _as_array(weights, caller=caller, name="weights")
+    array = _as_array(weights, caller=caller, name=name)
     if jnp.iscomplexobj(array):
         raise TypeError(
-            f"{caller}: weights must be bool or real. Received {array.dtype}; pass "
-            "weights.real."
+            f"{caller}: {name} must be bool or real. Received {array.dtype}; pass "
+            f"{name}.real."
         )
     shape = (1,) * (x.ndim - array.ndim) + array.shape
     if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
         raise ValueError(
-            f"{caller}: weights must broadcast to x. Received weights with shape "
+            f"{caller}: {name} must broadcast to x. Received {name} with shape "
             f"{array.shape} for x with shape {x.shape}; a mask of the batch has shape "
             f"{(x.shape[:1] + (1,) * (x.ndim - 1))}."
         )
@@ -130,8 +130,8 @@ def expand_weights(
     known = None if isinstance(array, jax.core.Tracer) else np.asarray(array)
     if known is not None and not np.all((known >= 0) & (known < np.inf)):
         raise ValueError(
-            f"{caller}: weights must not be negative, and must be finite. Received "
-            f"weights from {np.min(known)} to {np.max(known)}; a weight of 0 leaves an "
+            f"{caller}: {name} must not be negative, and must be finite. Received "
+            f"{name} from {np.min(known)} to {np.max(known)}; a weight of 0 leaves an "
             "element out."
         )
     return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype).reshape(shape)

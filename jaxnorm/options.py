@@ -25,36 +25,38 @@ def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
     return jax.dtypes.canonicalize_dtype(dtype)
 
 
-def check_eps(eps: ArrayLike, *, caller: str) -> ArrayLike:
+def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
     """Return `eps` if it is a positive number; of a traced one the sign is trusted."""
     if not _is_real_scalar(eps):
         raise TypeError(
-            f"{caller}: eps must be one real number. {_received('eps', eps)}; the "
+            f"{caller}: {name} must be one real number. {_received(name, eps)}; the "
             "usual value is 1e-5."
         )
     if not isinstance(eps, jax.core.Tracer) and not 0 < np.asarray(eps) < np.inf:
         raise ValueError(
-            f"{caller}: eps must be positive, or a constant input would be divided by "
-            f"zero, and finite. Received eps={eps}; the usual value is 1e-5."
+            f"{caller}: {name} must be positive, or a constant input would be divided "
+            f"by zero, and finite. Received {name}={eps}; the usual value is 1e-5."
         )
     return eps
 
 
-def check_decay(decay: ArrayLike | None, *, caller: str) -> ArrayLike | None:
+def check_decay(
+    decay: ArrayLike | None, *, caller: str, name: str = "decay"
+) -> ArrayLike | None:
     """Return `decay` if it lies in [0, 1] or is None; a traced value is trusted."""
     if decay is None:
         return None
     if not _is_real_scalar(decay):
         raise TypeError(
-            f"{caller}: decay must be one number in [0, 1], or None for the "
-            f"equal-weight average. {_received('decay', decay)}; the usual value is "
+            f"{caller}: {name} must be one number in [0, 1], or None for the "
+            f"equal-weight average. {_received(name, decay)}; the usual value is "
             "0.99."
         )
     known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
     if known is not None and not (known >= 0 and known <= 1):
         raise ValueError(
-            f"{caller}: decay must lie in [0, 1]: it is the weight of the old running "
-            f"value. Received decay={decay}; PyTorch's momentum=0.1 is decay=0.9, and "
+            f"{caller}: {name} must lie in [0, 1]: it is the weight of the old running "
+            f"value. Received {name}={decay}; PyTorch's momentum=0.1 is 0.9 here, and "
             "None is the equal-weight average."
         )
     return decay

@@ -133,7 +133,7 @@ ERRORS = {
         lambda: batch_norm(decay=1.1),
         ValueError,
         "batch_norm: decay must lie in [0, 1]: it is the weight of the old running "
-        "value. Received decay=1.1; PyTorch's momentum=0.1 is decay=0.9, and None is "
+        "value. Received decay=1.1; PyTorch's momentum=0.1 is 0.9 here, and None is "
         "the equal-weight average.",
     ),
     "decay that is not a number": (

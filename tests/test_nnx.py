@@ -462,7 +462,7 @@ def test_group_norm_of_another_feature_axis():
         (
             lambda: ours.BatchNorm(6, momentum=2.0, rngs=rngs())(sample((4, 6))),
             ValueError,
-            r"BatchNorm\(num_features=6\): decay must lie in",
+            r"BatchNorm\(num_features=6\): momentum must lie in",
         ),
         (
             lambda: ours.BatchNorm(6, use_running_average=None, rngs=rngs())(

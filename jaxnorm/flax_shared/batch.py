@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments
+from jaxnorm import arguments, options
 from jaxnorm.flax_shared import inputs
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.running import NormStats, init_stats
@@ -16,8 +16,7 @@ MOMENTUM = "momentum"  # the default of `decay`: what Flax's `momentum` says
 
 def decay_of(module: Any) -> Any:
     """Return the decay: `momentum`, unless the functional word is used."""
-    named = isinstance(module.decay, str) and module.decay == MOMENTUM
-    return module.momentum if named else module.decay
+    return module.momentum if _name_of_decay(module) == MOMENTUM else module.decay
 
 
 def has_weight(module: Any) -> bool:
@@ -67,6 +66,11 @@ def normalize_batch(
     # Evaluation looks at no batch; as in Flax it runs where no device axis is bound.
     pooling = synchronize and training is not False
     name = module.axis_name if pooling else None
+    # Under the names they have here; the rest of what is checked has the core's.
+    options.check_eps(module.epsilon, caller=label, name="epsilon")
+    name_of_decay = _name_of_decay(module)
+    options.check_decay(decay_of(module), caller=label, name=name_of_decay)
+    weights = arguments.expand_weights(mask, x, caller=label, name="mask")
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
         x = x[None]
@@ -83,13 +87,19 @@ def normalize_batch(
             decay=decay_of(module),
             eps=module.epsilon,
             feature_axis=features,
-            weights=mask,
+            weights=weights,
             axis_name=name,
             axis_index_groups=module.axis_index_groups if pooling else None,
             ddof=module.ddof,
             dtype=dtype,
         )
     return (y[0] if alone else y), stats
+
+
+def _name_of_decay(module: Any) -> str:
+    """Return by which of the two words the decay was given."""
+    given = module.decay
+    return MOMENTUM if isinstance(given, str) and given == MOMENTUM else "decay"
 
 
 def _widened(stats: NormStats, x: jax.Array) -> NormStats:

@@ -118,10 +118,10 @@ def normalize(
     """Normalize by the moments over the reduced axes, and over devices."""
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
-    weights = arguments.expand_weights(mask, x, caller=label)
+    weights = arguments.expand_weights(mask, x, caller=label, name="mask")
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
-    eps = options.check_eps(module.epsilon, caller=label)
+    eps = options.check_eps(module.epsilon, caller=label, name="epsilon")
     operands = Operands(x, weights, scale, bias, eps)
     groups = axes.check_axis_name(name, groups, caller=label)
     dtype = options.check_dtype(dtype, x, caller=label)
