@@ -118,7 +118,7 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
 
     content = {
         "environment": environment,
-        "config": {**asdict(config), "out": str(config.out)},
+        "config": asdict(config),
         "means": results.mean_records(rows),
         "rows": [results.to_json(row) for row in rows],
     }

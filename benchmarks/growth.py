@@ -158,8 +158,11 @@ def main(config: Config) -> None:
         config.out.mkdir(parents=True, exist_ok=True)
     records = measure_growth(config)
     environment = settings.describe_environment()
-    plain = {**asdict(config), "out": str(config.out)}
-    content = {"environment": environment, "config": plain, "records": records}
+    content = {
+        "environment": environment,
+        "config": asdict(config),
+        "records": records,
+    }
     written = [report.write_json(config.out / "growth.json", content)]
     style.use_style()
     device = environment["device"] or environment["device_kind"]

@@ -230,8 +230,11 @@ def main(config: Config) -> None:
     table = [table_row(record) for record in records]
     report.print_table(make_console(), "A training step", table)
     environment = settings.describe_environment()
-    plain = {**asdict(config), "out": str(config.out)}
-    content = {"environment": environment, "config": plain, "records": records}
+    content = {
+        "environment": environment,
+        "config": asdict(config),
+        "records": records,
+    }
     written = [report.write_json(config.out / "train_step.json", content)]
     style.use_style()
     device = environment["device"] or environment["device_kind"]

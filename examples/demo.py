@@ -231,7 +231,7 @@ def main(config: Config) -> None:
 
     written = write_figures(fits, layer_inputs, config.out)
     results = {
-        "config": {**dataclasses.asdict(config), "out": str(config.out)},
+        "config": dataclasses.asdict(config),
         "devices": where,
         "jax": jax.__version__,
         "norms": summaries,

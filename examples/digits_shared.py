@@ -144,7 +144,7 @@ def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str,
         console, "After the last epoch", [{"epoch": str(config.epochs), **row}]
     )
     results = {
-        "config": {**dataclasses.asdict(config), "out": str(config.out)},
+        "config": dataclasses.asdict(config),
         "jax": jax.__version__,
         **last,
         "history": history,

@@ -31,17 +31,19 @@ def format_number(value: float) -> str:
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> Path:
-    """Write results that any JSON reader accepts: NaN and infinity become null."""
-    text = json.dumps(_finite_or_none(results), indent=2, allow_nan=False)
+    """Write what any JSON reader accepts: paths as text, NaN and infinity as null."""
+    text = json.dumps(_plain(results), indent=2, allow_nan=False)
     path.write_text(text + "\n")
     return path
 
 
-def _finite_or_none(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _finite_or_none(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite_or_none(item) for item in value]
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -262,10 +262,7 @@ def tell(
         report.write_json(
             out / "results.json",
             {
-                "config": {
-                    name: str(value) if isinstance(value, Path) else value
-                    for name, value in dataclasses.asdict(config).items()
-                },
+                "config": dataclasses.asdict(config),
                 "devices": way.devices,
                 "jax": jax.__version__,
                 "losses": run.losses.tolist(),

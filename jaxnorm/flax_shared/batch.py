@@ -68,8 +68,7 @@ def normalize_batch(
     name = module.axis_name if pooling else None
     # Under the names they have here; the rest of what is checked has the core's.
     options.check_eps(module.epsilon, caller=label, name="epsilon")
-    name_of_decay = _name_of_decay(module)
-    options.check_decay(decay_of(module), caller=label, name=name_of_decay)
+    options.check_decay(decay_of(module), caller=label, name=_name_of_decay(module))
     weights = arguments.expand_weights(mask, x, caller=label, name="mask")
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
