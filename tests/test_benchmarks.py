@@ -15,7 +15,17 @@ import pytest
 import tyro
 
 from benchmarks import __main__ as cli
-from benchmarks import growth, networks, results, settings, shapes, timing, train_step
+from benchmarks import (
+    growth,
+    networks,
+    programs,
+    results,
+    runner,
+    settings,
+    shapes,
+    timing,
+    train_step,
+)
 from benchmarks.costs import count_collectives, residual_bytes
 from benchmarks.programs import compile_case, make_inputs
 from benchmarks.providers import PROVIDERS, SUBJECT, installed_providers
@@ -210,6 +220,29 @@ def check_figure(path):
     image = matplotlib.image.imread(path)
     assert min(image.shape[:2]) > 300
     assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 10
+
+
+def test_the_first_to_be_compiled_differs_from_row_to_row(monkeypatch):
+    compiled = []
+
+    def compile_case(provider, case, mode, inputs):
+        compiled.append(provider.name)
+        return programs.compile_case(provider, case, mode, inputs)
+
+    monkeypatch.setattr(runner, "compile_case", compile_case)
+    names = ("jaxnorm", "linen", "jax.nn")
+    untimed = Timing(rounds=0)
+
+    def first(features):
+        compiled.clear()
+        case = Case("layer_norm", (8, features), "float32")
+        rows = runner.measure(case, "forward", providers(*names), untimed)
+        assert tuple(row.provider for row in rows) == names
+        return compiled[0]
+
+    firsts = [first(features) for features in range(2, 12)]
+    assert set(firsts) == set(names)
+    assert firsts == [first(features) for features in range(2, 12)]
 
 
 def test_ratio_is_above_one_where_jaxnorm_is_faster():
