@@ -30,6 +30,8 @@ clean:
 
 # Each stamp stands for one set of packages; a changed pyproject.toml renews them.
 .venv/.base: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"jaxnorm needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	touch $@
@@ -39,7 +41,7 @@ clean:
 	touch $@
 
 .venv/.test: .venv/.base
-	$(PIP) install --quiet --editable ".[flax,plot]" \
+	$(PIP) install --quiet --editable ".[flax]" \
 		--group test --group examples --group benchmarks
 	touch $@
 

@@ -1,4 +1,22 @@
-"""jaxnorm: functional normalization for JAX. State in, state out, plain pytrees."""
+"""jaxnorm: functional normalization for JAX. State in, state out, plain pytrees.
+
+Normalize
+    batch_norm              every feature over the batch, with running statistics
+    layer_norm, rms_norm    every example over its features
+    group_norm              groups of channels of every example
+    instance_norm           every channel of every example over space
+    normalize               by given statistics
+Moments
+    compute_moments, merge_moments, pool_moments    of an array, two sets, all devices
+Running statistics
+    init_stats, update_stats        start and move them
+    merge_stats, check_replicas     where every device keeps its own
+Kernels
+    weight_norm, weight_standardization, spectral_norm, init_spectral_stats
+
+Public are these names, the types `Moments`, `NormStats` and `SpectralStats`, and the
+modules `jaxnorm.linen` and `jaxnorm.nnx`. All other modules may change at any time.
+"""
 
 from jaxnorm.moments import Moments, compute_moments, merge_moments, pool_moments
 from jaxnorm.normalization import normalize
@@ -13,6 +31,8 @@ from jaxnorm.weight_norms import (
     weight_norm,
     weight_standardization,
 )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Moments",

@@ -1,4 +1,4 @@
-"""What is made of deviations from the mean: scale, bias, another branch, activation."""
+"""What follows the subtraction of the mean: scale, bias, another branch, activation."""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxnorm import sums
 from jaxnorm.shifted import ShiftedMoments
 
-# With no more float32 channels, LLVM takes so long over a loop of one product and one
-# sum, loading and storing by turns, that a further product makes it faster.
-FEW = 64
+# Of so many float32 channels or fewer, LLVM compiles a loop of one product and one sum
+# badly: it loads and stores by turns. With a second product it is faster.
+FEW_CHANNELS = 64
 
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
@@ -29,13 +29,13 @@ class Operands(NamedTuple):
 class Output(NamedTuple):
     """What becomes of the normalized values. Hashable.
 
-    `apart=False` says that the moments are not used (see `measure`), which matters in
-    the forward pass alone.
+    `moments_used=False` says that nothing else depends on the moments (see `measure`),
+    which matters in the forward pass alone.
     """
 
     dtype: Any
     activation: str | None = None
-    apart: bool = True
+    moments_used: bool = True
 
 
 def affine(
@@ -53,7 +53,9 @@ def affine(
     """
     if scale is None:
         y = centered * inverse
-    elif within(inverse, scale) and (half or not _has_few_channels(centered)):
+    elif constant_within_sets(inverse, scale) and (
+        half or not _has_few_channels(centered)
+    ):
         y = centered * sums.hold(inverse * scale)
     elif half and bias is None:
         y = centered * (inverse * scale)
@@ -64,10 +66,12 @@ def affine(
 
 def _has_few_channels(x: jax.Array) -> bool:
     channels = x.shape[-1] if x.ndim else 1
-    return isinstance(channels, int) and channels <= FEW  # or symbolic, in jax.export
+    return (
+        isinstance(channels, int) and channels <= FEW_CHANNELS
+    )  # or symbolic, in jax.export
 
 
-def line(
+def gain_and_offset(
     moments: ShiftedMoments,
     inverse: jax.Array,
     scale: jax.Array | None,
@@ -84,7 +88,7 @@ def line(
     return tuple(sums.hold(jnp.where(some, v, 0)) for v in (gain, offset))
 
 
-def within(inverse: jax.Array, *parameters: jax.Array | None) -> bool:
+def constant_within_sets(inverse: jax.Array, *parameters: jax.Array | None) -> bool:
     """Whether the parameters have one value for all that is normalized together."""
     return all(
         p is None

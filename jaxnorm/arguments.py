@@ -1,4 +1,4 @@
-"""What arrays that are passed in must be: dtypes, shapes, and what they are made."""
+"""Checks and conversions of arguments that are arrays: dtype, shape, broadcasting."""
 
 from typing import Any, TypeVar
 
@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+
+from jaxnorm.options import known
 
 Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
 
@@ -127,12 +129,12 @@ def expand_weights(
         )
     if array.dtype == bool:
         return array.reshape(shape)
-    known = None if isinstance(array, jax.core.Tracer) else np.asarray(array)
-    if known is not None and not np.all((known >= 0) & (known < np.inf)):
+    values = known(array)
+    if values is not None and not np.all((values >= 0) & (values < np.inf)):
         raise ValueError(
             f"{caller}: {name} must not be negative, and must be finite. Received "
-            f"{name} from {np.min(known)} to {np.max(known)}; a weight of 0 leaves an "
-            "element out."
+            f"{name} from {np.min(values)} to {np.max(values)}; a weight of 0 leaves "
+            "an element out."
         )
     return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype).reshape(shape)
 
@@ -187,14 +189,7 @@ def check_stats(
 def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
     """Return running statistics, of arrays, if the moments of a batch can move them."""
     stats = _as_arrays(stats, caller=caller)
-    for name in ("mean", "var", "weight"):
-        dtype = getattr(stats, name).dtype
-        if dtype != statistics_dtype(dtype):
-            raise TypeError(
-                f"{caller}: running statistics need at least float32, or small updates "
-                f"are lost. Received stats.{name} of {dtype}; leave them out where a "
-                "model is converted to half precision."
-            )
+    check_precision(stats, caller=caller)
     check_moments(moments, caller=caller)
     shape = stats.mean.shape
     for name, leaf in zip(("count", "mean", "m2"), moments, strict=True):
@@ -207,12 +202,25 @@ def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
     return stats
 
 
+def check_precision(stats: Any, *, caller: str) -> None:
+    """Raise unless running statistics have the digits to be updated."""
+    for name in ("mean", "var", "weight"):
+        dtype = getattr(stats, name).dtype
+        if dtype != statistics_dtype(dtype):
+            raise TypeError(
+                f"{caller}: running statistics need at least float32, or small updates "
+                f"are lost. Received stats.{name} of {dtype}; leave them out where a "
+                "model is converted to half precision."
+            )
+
+
 def check_moments(moments: Any, *, caller: str) -> None:
     """Raise unless it has the parts of Moments."""
     if not all(hasattr(moments, name) for name in ("count", "mean", "m2")):
         raise TypeError(
             f"{caller}: moments must be Moments(count, mean, m2). Received "
-            f"{type(moments).__name__}; jaxnorm.compute_moments makes them of an array."
+            f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
+            "array."
         )
 
 
@@ -245,7 +253,7 @@ def _as_arrays(stats: Any, *, caller: str) -> Any:
     stats = type(stats)(mean, var, weight)
     if stats.weight.shape not in ((), stats.mean.shape):
         raise ValueError(
-            f"{caller}: stats.weight must be a scalar, or have one value a feature. "
+            f"{caller}: stats.weight must be a scalar, or have one value per feature. "
             f"Received stats.weight with shape {stats.weight.shape} for stats.mean "
             f"with shape {stats.mean.shape}; 0 says that there is no evidence yet."
         )
@@ -258,7 +266,7 @@ def _as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     except (TypeError, ValueError):
         raise TypeError(
             f"{caller}: {name} must be an array. Received {type(value).__name__}; pass "
-            "what jnp.asarray takes."
+            "anything that jnp.asarray accepts."
         ) from None
 
 

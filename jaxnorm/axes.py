@@ -13,7 +13,7 @@ import jax
 from jax import lax
 
 Axes = int | Sequence[int]
-AxisName = Hashable | tuple[Hashable, ...]
+AxisName = Hashable  # or a tuple of them
 AxisGroups = Sequence[Sequence[int]]
 
 
@@ -70,10 +70,7 @@ def spatial_axes(
     features = canonicalize_axes(
         feature_axis, len(shape), caller=caller, name="feature_axis"
     )
-    rest = tuple(axis for axis in complement(features, len(shape)) if axis != 0)
-    if 0 in features:
-        rest = complement(features, len(shape))
-    return features, rest
+    return features, complement((0, *features), len(shape))
 
 
 def check_reduced(
@@ -105,8 +102,7 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
         ) from None
     if num_groups < 1 or channels % num_groups:
         if isinstance(channels, int):
-            divisors = [n for n in range(1, channels + 1) if channels % n == 0]
-            mend = f"the divisors are {divisors}"
+            mend = f"choose {_nearest_divisors(channels, num_groups)}"
         else:  # symbolic, as in jax.export
             mend = f"make it a multiple in name too, such as {num_groups}*{channels}"
         raise ValueError(
@@ -114,6 +110,14 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
             f"Received num_groups={num_groups} for {channels} channels; {mend}."
         )
     return num_groups
+
+
+def _nearest_divisors(channels: int, number: int) -> str:
+    """Return the divisors next to `number`, below and above, that there are."""
+    divisors = [n for n in range(1, channels + 1) if channels % n == 0]
+    below = [n for n in divisors if n < number][-1:]
+    above = [n for n in divisors if n > number][:1]
+    return " or ".join(map(str, below + above))
 
 
 def check_axis_name(

@@ -6,7 +6,7 @@ vmap with an axis name, and shard_map with and without check_vma; its transpose 
 all-reduce as well. `lax.all_gather` gives a varying result under check_vma, and neither
 takes axis_index_groups everywhere: psum does not under vmap, nor in shard_map with
 check_vma. So gathering is summing a table in which every device fills its own row, and
-groups are rows of a table too. Statistics are a few values a feature: the zeros cost
+groups are rows of a table too. Statistics are a few values per feature: the zeros cost
 less than a second collective would.
 """
 

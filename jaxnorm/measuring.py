@@ -73,15 +73,16 @@ def measure(
     weights: jax.Array | None,
     over: Reduction,
     *,
-    apart: bool = True,
+    moments_used: bool = True,
 ) -> ShiftedMoments:
     """Compute and pool moments; without a derivative rule of its own.
 
-    `apart=False` says that nothing but one normalized array depends on them. They are
-    then computed together with it where that is faster, and in bfloat16 the rounding of
-    the mean, below a thousandth of what the input is rounded by, is not looked at.
+    `moments_used=False` says that nothing but one normalized array depends on them.
+    They are then computed together with it where that is faster, and in bfloat16 the
+    rounding of the mean, below a thousandth of what the input is rounded by, is not
+    looked at.
     """
-    apart = apart or not _faster_together(x, over)
+    pack = moments_used or not _faster_together(x, over)
 
     def terms(x: jax.Array, shift: jax.Array, weights: Any) -> Any:
         d = x.astype(shift.dtype) - shift
@@ -89,21 +90,21 @@ def measure(
         return (_weigh(d, weights), squares) if over.centered else (squares,)
 
     count = _sum_groups(_count(x, weights, over.axis), over, x)
-    shift, is_mean = _shift(x, weights, count, over, apart)
+    shift, is_mean = _shift(x, weights, count, over, pack)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = _settle(shift)
     operands = x, sums.hold(spread(shift, over, x)), weights
-    # One sum alone is as fast plain, but in half precision, where x would be written to
-    # memory in float32 before it.
-    packed = apart and (over.centered or x.dtype.itemsize < 4)
-    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=packed)
+    # A single sum is as fast plain, except in half precision, where XLA would first
+    # write a copy of x in float32.
+    pack_last = pack and (over.centered or x.dtype.itemsize < 4)
+    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=pack_last)
     *first, second = _sum_groups(each, over, x)
-    if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not apart)):
+    if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not pack)):
         mean, m2 = jnp.zeros_like(shift), second
     else:
         mean = first[0] / jnp.where(count == 0, 1, count)
-        # What is subtracted can be 4/5 of the sum, and is rounded as seldom as may be;
-        # where it is small, in the way that is faster.
+        # Up to 4/5 of the sum may cancel, so the form is the one that rounds least;
+        # where the shift is the mean little cancels, and the other is faster.
         excess = count * square(mean) if is_mean else inner(first[0], mean)
         m2 = jnp.maximum(second - excess, 0)
     moments = ShiftedMoments(count, shift, mean, m2)
@@ -216,9 +217,9 @@ def _shift(
     weights: jax.Array | None,
     count: jax.Array,
     over: Reduction,
-    apart: bool,
+    pack: bool,
 ) -> tuple[jax.Array, bool]:
-    """Return a value near the mean, of elements of non-zero weight; if it is the mean.
+    """Return a value near the mean of what has weight, and if it is the mean itself.
 
     One for all channels of a group. Moments that are not centered are about 0.
     """
@@ -228,7 +229,7 @@ def _shift(
     if weights is not None:
         total = _sum(_weigh(wide, weights), over.axis)
         return _sum_groups(total, over, x) * reciprocal(count), True
-    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=apart)
+    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=pack)
     if over.channel_groups is None:
         return near, is_mean
     axis, groups = over.channel_groups
@@ -236,7 +237,7 @@ def _shift(
 
 
 def _faster_together(x: jax.Array, over: Reduction) -> bool:
-    """Whether XLA:CPU had better compute moments of rows in one kernel with the output.
+    """Whether XLA:CPU is faster with the moments of rows and the output in one kernel.
 
     It does so, or nearly so, if the sums over the last axis are left plain. In float32
     packed sums are faster where there are three. In half precision they are not, but in

@@ -14,10 +14,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options
-from jaxnorm.affine import Operands, Output, affine, finish, line, within
+from jaxnorm.affine import (
+    Operands,
+    Output,
+    affine,
+    constant_within_sets,
+    finish,
+    gain_and_offset,
+)
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
     Reduction,
@@ -42,7 +49,7 @@ def normalize(
     *,
     eps: ArrayLike = 1e-5,
     feature_axis: Axes = -1,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Normalize `x` by a given mean and variance.
 
@@ -66,7 +73,8 @@ def normalize(
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `mean` or `var` is None,
-        or `eps` no number.
+        a parameter is complex though `x` is real, `dtype` cannot hold the output, or
+        `eps` is not a number.
       ValueError: if a shape does not fit `x`, or `eps` is not positive.
 
     Example:
@@ -95,9 +103,10 @@ def normalize(
     return normalize_by_statistics(operands, *statistics, Output(dtype))
 
 
-# Outside of jit each of the two is compiled once for its shapes: a choice of platform
-# (see `sums`) would be compiled anew at every call. In a traced program it leaves no
-# trace. Parameters of fewer digits are widened here, before anything is differentiated.
+# Outside of jit each of the two is compiled once per set of shapes; without this jit
+# the choice of platform (see `sums`) would be compiled again at every call.
+# `inline=True` leaves nothing of it in programs that are traced. Parameters of fewer
+# digits are widened here, before anything is differentiated.
 @partial(jax.jit, static_argnums=(3,), inline=True)
 def normalize_by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
@@ -171,13 +180,13 @@ def _by_moments(
     operands: Operands, over: Reduction, output: Output
 ) -> tuple[jax.Array, ShiftedMoments]:
     x, weights, scale, bias, eps, add = operands
-    pooled = measure(x, weights, over, apart=output.apart)
+    pooled = measure(x, weights, over, moments_used=output.moments_used)
     moments = spread_moments(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
     half = x.dtype.itemsize < 4
-    if x.ndim - 1 not in over.axis and within(inverse, scale, bias):
-        _, offset = line(moments, inverse, scale, bias)
+    if x.ndim - 1 not in over.axis and constant_within_sets(inverse, scale, bias):
+        _, offset = gain_and_offset(moments, inverse, scale, bias)
         y = affine(d, inverse, scale, offset, half=half)
     else:
         y = affine(d - moments.mean, inverse, scale, bias, half=half)
@@ -193,7 +202,7 @@ def _by_moments_jvp(
     primals: tuple[Operands],
     tangents: tuple[Operands],
 ) -> Any:
-    y, moments = _by_moments(*primals, over, output._replace(apart=True))
+    y, moments = _by_moments(*primals, over, output._replace(moments_used=True))
     differentiate = jax.checkpoint(
         partial(_differentiate, over, output.activation), prevent_cse=False
     )
@@ -235,6 +244,6 @@ def _differentiate(
 
 
 def _widened(operands: Operands) -> Operands:
-    x, _, scale, bias, *_ = operands
-    scale, bias = (arguments.widen(v, x) for v in (scale, bias))
+    scale = arguments.widen(operands.scale, operands.x)
+    bias = arguments.widen(operands.bias, operands.x)
     return operands._replace(scale=scale, bias=bias)

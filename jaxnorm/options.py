@@ -1,4 +1,8 @@
-"""Options: numbers, names, dtypes and flags, and what must hold of them."""
+"""Options: numbers, names, dtypes and flags, and what must hold of them.
+
+What is known is checked; a traced value, or one that other processes hold parts of, is
+trusted.
+"""
 
 from collections.abc import Collection
 from typing import Any
@@ -26,13 +30,14 @@ def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
 
 
 def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
-    """Return `eps` if it is a positive number; of a traced one the sign is trusted."""
+    """Return `eps` if it is a positive number, as far as it is known."""
     if not _is_real_scalar(eps):
         raise TypeError(
             f"{caller}: {name} must be one real number. {_received(name, eps)}; the "
             "usual value is 1e-5."
         )
-    if not isinstance(eps, jax.core.Tracer) and not 0 < np.asarray(eps) < np.inf:
+    value = known(eps)
+    if value is not None and not 0 < value < np.inf:
         raise ValueError(
             f"{caller}: {name} must be positive, or a constant input would be divided "
             f"by zero, and finite. Received {name}={eps}; the usual value is 1e-5."
@@ -43,7 +48,7 @@ def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
 def check_decay(
     decay: ArrayLike | None, *, caller: str, name: str = "decay"
 ) -> ArrayLike | None:
-    """Return `decay` if it lies in [0, 1] or is None; a traced value is trusted."""
+    """Return `decay` if it is None or lies in [0, 1], as far as it is known."""
     if decay is None:
         return None
     if not _is_real_scalar(decay):
@@ -52,8 +57,8 @@ def check_decay(
             f"equal-weight average. {_received(name, decay)}; the usual value is "
             "0.99."
         )
-    known = None if isinstance(decay, jax.core.Tracer) else np.asarray(decay)
-    if known is not None and not (known >= 0 and known <= 1):
+    value = known(decay)
+    if value is not None and not 0 <= value <= 1:
         raise ValueError(
             f"{caller}: {name} must lie in [0, 1]: it is the weight of the old running "
             f"value. Received {name}={decay}; PyTorch's momentum=0.1 is 0.9 here, and "
@@ -63,18 +68,18 @@ def check_decay(
 
 
 def check_prior_weight(prior_weight: ArrayLike, *, caller: str) -> ArrayLike:
-    """Return `prior_weight` if it is not negative; a traced value is trusted."""
+    """Return `prior_weight` if it is not negative, as far as it is known."""
     if not _is_real_scalar(prior_weight):
         raise TypeError(
             f"{caller}: prior_weight must be one real number. "
-            f"{_received('prior_weight', prior_weight)}; 0 lets the start not count."
+            f"{_received('prior_weight', prior_weight)}; 0 ignores the initial values."
         )
-    traced = isinstance(prior_weight, jax.core.Tracer)
-    if not traced and not 0 <= np.asarray(prior_weight) < np.inf:
+    value = known(prior_weight)
+    if value is not None and not 0 <= value < np.inf:
         raise ValueError(
             f"{caller}: prior_weight must not be negative, and must be finite. "
-            f"Received prior_weight={prior_weight}; 0 lets the start not count, 1 is "
-            "what PyTorch and Flax do."
+            f"Received prior_weight={prior_weight}; 0 ignores the initial values, 1 "
+            "is what PyTorch and Flax do."
         )
     return prior_weight
 
@@ -89,16 +94,16 @@ def check_ddof(ddof: int, *, caller: str) -> int:
     return int(ddof)
 
 
-def check_training(training: bool | jax.Array, *, caller: str) -> bool | jax.Array:
+def check_training(
+    training: bool | np.bool_ | ArrayLike, *, caller: str
+) -> bool | jax.Array:
     """Return `training` as a Python bool, or as a traced boolean scalar."""
-    if isinstance(training, bool | np.bool_):
-        return bool(training)
-    if (
-        isinstance(training, jax.Array)
-        and training.shape == ()
-        and training.dtype == bool
-    ):
-        return training if isinstance(training, jax.core.Tracer) else bool(training)
+    if isinstance(training, bool):
+        return training
+    arrays = jax.Array | np.ndarray | np.bool_
+    if isinstance(training, arrays) and not training.ndim and training.dtype == bool:
+        value = known(training)
+        return jnp.asarray(training) if value is None else bool(value)
     raise TypeError(
         f"{caller}: training must be True, False or a boolean scalar array. Received "
         f"training={training!r}; there is no default, so that nothing is evaluated "
@@ -121,6 +126,15 @@ def check_activation(
             f"{x.dtype}; apply one of your own to the output."
         )
     return activation
+
+
+def known(value: ArrayLike) -> np.ndarray | None:
+    """Return what `value` holds, or None where this process cannot tell."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)
 
 
 def _is_real_scalar(value: Any) -> bool:

@@ -124,7 +124,7 @@ def check_replicas(
     """Raise if replicas disagree, and say which and by how much.
 
     An array that is declared the same on several devices need not be: `shard_map` with
-    `check_vma=False` believes `out_specs=P()` without a look, and evaluation or a
+    `check_vma=False` believes `out_specs=P()` without checking, and evaluation or a
     checkpoint then takes whichever copy comes first. Here all copies that this process
     holds are compared with the first. Call it outside jit.
 

@@ -6,12 +6,12 @@ equal-weight average over n batches. Dividing by it is what debiases.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, options
 from jaxnorm.moments import Moments
@@ -22,9 +22,9 @@ class NormStats(NamedTuple):
     """Running statistics of a normalization.
 
     Attributes:
-      mean: running mean, one value a feature.
-      var: running variance, one value a feature; always real.
-      weight: how much evidence they hold; a scalar, or one value a feature.
+      mean: running mean, one value per feature.
+      var: running variance, one value per feature; always real.
+      weight: how much evidence they hold; a scalar, or one value per feature.
     """
 
     mean: jax.Array
@@ -35,8 +35,8 @@ class NormStats(NamedTuple):
 def init_stats(
     num_features: int | Sequence[int],
     *,
-    prior_weight: float = 0.0,
-    dtype: Any = jnp.float32,
+    prior_weight: ArrayLike = 0.0,
+    dtype: DTypeLike = jnp.float32,
 ) -> NormStats:
     """Return running statistics of mean 0 and variance 1.
 
@@ -79,7 +79,8 @@ def init_stats(
     if min(shape, default=0) < 0:
         raise ValueError(
             "init_stats: num_features must not be negative. Received "
-            f"num_features={num_features}."
+            f"num_features={num_features}; pass the size of the feature axis, "
+            "x.shape[-1]."
         )
     options.check_prior_weight(prior_weight, caller="init_stats")
     real = jnp.finfo(dtype).dtype
@@ -107,12 +108,12 @@ def update_stats(
 
     A batch that cannot be trusted changes nothing: one with a statistic that is not
     finite, or with no more than `ddof` elements. That holds inside jit as well. With
-    one weight a feature, every feature is trusted or not by itself; so features that
+    one weight per feature, every feature is trusted or not by itself; so features that
     are spread over devices need not ask one another.
 
-    A scalar weight counts batches for all features alike. A feature that is masked as a
-    whole in the first one keeps its start, which then counts as if it were data. Where
-    that can be, give every feature a weight, `stats._replace(weight=jnp.zeros(n))`.
+    A scalar weight counts batches for all features together. If a feature is fully
+    masked in the first batch, its initial value then counts as data; where that can
+    happen, use one weight per feature, `stats._replace(weight=jnp.zeros(n))`.
 
     Args:
       stats: running statistics.
@@ -125,8 +126,8 @@ def update_stats(
       NormStats of the same shapes and dtypes as `stats`.
 
     Raises:
-      TypeError: if `stats` is no NormStats, or of half precision, or `decay` is no
-        number.
+      TypeError: if `stats` is not a NormStats, or of half precision, or `decay` is not
+        a number.
       ValueError: if `decay` is outside [0, 1], or `ddof` is neither 0 nor 1, or the
         shapes of `moments` and `stats` disagree.
 

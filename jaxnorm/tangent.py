@@ -1,26 +1,61 @@
 """The tangent of what is normalized, given those of mean and variance.
 
-    t_y = a * t_x + d * P + Q,    d = x - shift
+With a = 1 / sqrt(var + eps), d = x - shift and m the mean of d:
 
-with P and Q small, of the shape of the statistics. Their tangents are made from two
-sums over t_x and d (see `moment_tangents`). Half-precision tangents are converted to
-float32 once: rounding each contribution would double the error.
+    y   = scale * a * (d - m) + bias
+    t_y = scale * (a * t_x + p * (d - m) + q) + t_scale * a * (d - m) + t_bias
+    p   = -a^3 * (t_var + t_eps) / 2
+    q   = -a * t_mean
+
+Scale and bias that have one value for all that is normalized together are folded into
+a, p and q, which have the small shape of the statistics:
+
+    t_y = A * t_x + P * d + Q
+    A   = scale * a
+    P   = scale * p + a * t_scale
+    Q   = scale * q + t_bias - P * m
+
+The tangents of mean and variance are made from two sums over t_x and d (see
+`moment_tangents`). Half-precision tangents are converted to float32 once: rounding each
+contribution would double the error.
 
 An activation, and what is added before it, are part of it: everything is then
 multiplied by a slope that is computed anew from `x`.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import sums
-from jaxnorm.affine import ACTIVATIONS, Operands, line, plus, times, within
+from jaxnorm.affine import (
+    ACTIVATIONS,
+    Operands,
+    constant_within_sets,
+    gain_and_offset,
+    plus,
+    times,
+)
 from jaxnorm.measuring import deviations, replace_unused
 from jaxnorm.shifted import ShiftedMoments
+
+
+class Place(NamedTuple):
+    """Where an activation is differentiated: at (x - shift) * gain + offset + add.
+
+    `gain` and `offset` are None without an activation.
+    """
+
+    x: jax.Array
+    shift: jax.Array
+    mean: jax.Array
+    weights: jax.Array | None
+    add: jax.Array | None
+    gain: jax.Array | None
+    offset: jax.Array | None
 
 
 def tangent(
@@ -38,57 +73,59 @@ def tangent(
     Without a remainder the shift is the mean, and `moments.mean` is 0.
     """
     x, weights, scale, bias, eps, add = operands
-    inverse = lax.rsqrt(moments.var + eps)
     dtype = moments.shift.dtype
-    zero = jnp.zeros((1,) * x.ndim, dtype)
-    t_scale, t_bias = _or(tangents.scale, zero), tangents.bias
-    # y = a * (d - mean) + bias, so t_y = a * t_x + p * (d - mean) + q.
-    a, q = inverse, None if t_mean is None else -inverse * t_mean
-    p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(tangents.eps, zero))
-    folded = within(inverse, scale, bias)
+    inverse = lax.rsqrt(moments.var + eps)
+    folded = constant_within_sets(inverse, scale, bias)
+    a, p, q = _coefficients(inverse, t_mean, t_var, tangents.eps)
     if folded:
         a, p, q = (times(value, scale) for value in (a, p, q))
-        p, q = p + inverse * t_scale, _add(q, t_bias)
+        p += inverse * _or(tangents.scale, jnp.zeros_like(inverse))
+        q = _add(q, tangents.bias)
     if has_remainder:
         q = _add(q, -p * moments.mean)
 
-    # All of it times the slope of the activation, which is computed anew where it is
-    # used: nothing but `x`, and `add`, has to be kept.
-    coefficients: tuple[jax.Array | None, ...] = (None, None)
+    gain, offset = None, None
     if activation is not None:
-        coefficients = line(moments, inverse, scale, bias)
-    gain = None if folded else scale
-    place = moments.shift, moments.mean
-    common: tuple[Any, ...] = (x, *place, weights, add, *coefficients)
-    at = partial(_deviations_and_slope, activation)
-    _, slope = at(*common)
+        gain, offset = gain_and_offset(moments, inverse, scale, bias)
+    place = Place(x, moments.shift, moments.mean, weights, add, gain, offset)
+    outer_scale = None if folded else scale
+    _, slope = _deviations_and_slope(activation, place)
     t_y = jnp.zeros_like(x, dtype)
     if tangents.x is not None:
         t_x = tangents.x.astype(dtype)
-        t_y += sums.hold(a) * times(times(t_x, gain), slope)
+        t_y += sums.hold(a) * times(times(t_x, outer_scale), slope)
     t_affine = tangents.scale, tangents.bias
     if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
-        t_y += sums.combine(partial(_tilt, at), (*common, gain), p, q)
+        t_y += sums.combine(partial(_tilt, activation), (*place, outer_scale), p, q)
     if not folded and _any(*t_affine):
-        standard = (*common, inverse)
-        t_y += sums.combine(partial(_stretch, at), standard, t_scale, t_bias)
+        zero = jnp.zeros((1,) * x.ndim, dtype)
+        t_scale = _or(tangents.scale, zero)
+        stretch = partial(_stretch, activation)
+        t_y += sums.combine(stretch, (*place, inverse), t_scale, tangents.bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
     t_add = tangents.add
     return plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
 
 
+def _coefficients(
+    inverse: jax.Array,
+    t_mean: jax.Array | None,
+    t_var: jax.Array | None,
+    t_eps: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Return a, p and q, without scale and bias; a q of None is 0."""
+    zero = jnp.zeros((1,) * inverse.ndim, inverse.dtype)
+    t_sum = _or(t_var, zero) + _or(t_eps, zero)
+    p = -0.5 * inverse**3 * t_sum
+    return inverse, p, None if t_mean is None else -inverse * t_mean
+
+
 def _deviations_and_slope(
-    activation: str | None,
-    x: jax.Array,
-    shift: jax.Array,
-    mean: jax.Array,
-    weights: jax.Array | None,
-    add: jax.Array | None,
-    gain: jax.Array | None,
-    offset: jax.Array | None,
+    activation: str | None, place: Place
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return d, and the derivative of the activation at d * gain + offset + add."""
+    """Return d, and the derivative of the activation, where there is one."""
+    x, shift, mean, weights, add, gain, offset = place
     d = deviations(x, shift, mean, weights)
     if activation is None or gain is None or offset is None:
         return d, None
@@ -97,17 +134,21 @@ def _deviations_and_slope(
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 
-def _tilt(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
-    *common, gain = operands
-    d, slope = at(*common)
-    return d, slope if gain is None else times(gain, slope)
+def _tilt(activation: str | None, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Return what P, and what it and Q together, are multiplied by."""
+    *place, outer_scale = operands
+    d, slope = _deviations_and_slope(activation, Place(*place))
+    return d, slope if outer_scale is None else times(outer_scale, slope)
 
 
-def _stretch(at: Any, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
-    *common, inverse = operands
-    _, _, mean, *_ = common
-    d, slope = at(*common)
-    return (d - mean) * inverse, slope
+def _stretch(
+    activation: str | None, *operands: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return what t_scale, and what it and t_bias together, are multiplied by."""
+    *fields, inverse = operands
+    place = Place(*fields)
+    d, slope = _deviations_and_slope(activation, place)
+    return (d - place.mean) * inverse, slope
 
 
 def _any(*values: jax.Array | None) -> bool:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options
 from jaxnorm.affine import Operands, Output
@@ -40,7 +40,7 @@ def weight_norm(
     *,
     feature_axis: Axes | None = -1,
     eps: ArrayLike = 1e-12,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Give the weights of every feature a length of their own, apart from direction.
 
@@ -95,7 +95,7 @@ def weight_standardization(
     *,
     feature_axis: Axes | None = -1,
     eps: ArrayLike = 1e-5,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Give the weights of every feature mean 0 and variance 1.
 
@@ -141,12 +141,12 @@ def weight_standardization(
     )
     operands = Operands(kernel, None, scale, None, eps)
     return normalize_by_moments(
-        operands, Reduction(reduced), Output(dtype, apart=False)
+        operands, Reduction(reduced), Output(dtype, moments_used=False)
     )[0]
 
 
 def init_spectral_stats(
-    key: jax.Array, num_features: int, *, dtype: Any = jnp.float32
+    key: jax.Array, num_features: int, *, dtype: DTypeLike = jnp.float32
 ) -> SpectralStats:
     """Return a random direction and a singular value of 1.
 
@@ -159,7 +159,7 @@ def init_spectral_stats(
       SpectralStats with `u` of shape (num_features,).
 
     Raises:
-      TypeError: if `num_features` is no integer, or `dtype` not floating-point.
+      TypeError: if `num_features` is not an integer, or `dtype` not floating-point.
       ValueError: if `num_features` is below 1.
 
     Example:
@@ -197,7 +197,7 @@ def spectral_norm(
     n_steps: int = 1,
     eps: ArrayLike = 1e-12,
     feature_axis: int = -1,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, SpectralStats]:
     r"""Divide a kernel by its largest singular value.
 
@@ -214,7 +214,8 @@ def spectral_norm(
         `feature_axis` become the rows of V.
       stats: from `init_spectral_stats` or the previous step.
       training: whether to return the new `stats`, or `stats` unchanged. A Python bool,
-        or a traced one. The output is the same.
+        or a traced one. The power iteration runs in both, so the output is the same.
+        (PyTorch does not iterate in evaluation.)
       n_steps: steps of power iteration, at least 1.
       eps: added to squared lengths; positive.
       feature_axis: the axis of the features.
@@ -224,7 +225,7 @@ def spectral_norm(
       The kernel divided by sigma, and the new statistics.
 
     Raises:
-      TypeError: if `kernel` is not floating-point, or `training` no bool.
+      TypeError: if `kernel` is not floating-point, or `training` is not a bool.
       ValueError: if `kernel` has rank below 2, `stats.u` has another size than
         `feature_axis`, `n_steps` is below 1, or `eps` is not positive.
 
@@ -301,7 +302,7 @@ def _check_spectral(
     if not isinstance(n_steps, int | np.integer) or n_steps < 1:
         raise ValueError(
             f"{caller}: n_steps must be an integer, at least 1. Received "
-            f"n_steps={n_steps}."
+            f"n_steps={n_steps}; the usual value is 1."
         )
     if not isinstance(stats, SpectralStats):
         raise TypeError(
@@ -311,7 +312,7 @@ def _check_spectral(
         )
     if math.prod(jnp.shape(stats.u)) != kernel.shape[axis]:
         raise ValueError(
-            f"{caller}: stats.u must have one value a feature. Received stats.u with "
+            f"{caller}: stats.u must have one value per feature. Received stats.u with "
             f"shape {jnp.shape(stats.u)} for a kernel of shape {kernel.shape} with "
             f"features along axis {axis}; use init_spectral_stats(key, "
             f"{kernel.shape[axis]})."

@@ -201,7 +201,7 @@ ERRORS = {
         lambda: jn.group_norm(X, num_groups=4),
         ValueError,
         "group_norm: num_groups must be positive and divide the number of channels. "
-        "Received num_groups=4 for 6 channels; the divisors are [1, 2, 3, 6].",
+        "Received num_groups=4 for 6 channels; choose 3 or 6.",
     ),
     "a number of groups that is no integer": (
         lambda: jn.group_norm(X, num_groups=2.0),
@@ -283,21 +283,21 @@ ERRORS = {
     "an update of statistics of half precision": (
         lambda: batch_norm(stats=jax.tree.map(jnp.bfloat16, STATS)),
         TypeError,
-        "update_stats: running statistics need at least float32, or small updates are "
+        "batch_norm: running statistics need at least float32, or small updates are "
         "lost. Received stats.mean of bfloat16; leave them out where a model is "
         "converted to half precision.",
     ),
     "an update of a variance of half precision": (
         lambda: batch_norm(stats=STATS._replace(var=jnp.ones(6, jnp.bfloat16))),
         TypeError,
-        "update_stats: running statistics need at least float32, or small updates are "
+        "batch_norm: running statistics need at least float32, or small updates are "
         "lost. Received stats.var of bfloat16; leave them out where a model is "
         "converted to half precision.",
     ),
     "an update of a weight of half precision": (
         lambda: batch_norm(stats=STATS._replace(weight=jnp.float16(1))),
         TypeError,
-        "update_stats: running statistics need at least float32, or small updates are "
+        "batch_norm: running statistics need at least float32, or small updates are "
         "lost. Received stats.weight of float16; leave them out where a model is "
         "converted to half precision.",
     ),
@@ -310,20 +310,20 @@ ERRORS = {
     "x and stats in each other's place": (
         lambda: jn.batch_norm(STATS, X, training=True),
         TypeError,
-        "batch_norm: x must be an array. Received NormStats; pass what jnp.asarray "
-        "takes.",
+        "batch_norm: x must be an array. Received NormStats; pass anything that "
+        "jnp.asarray accepts.",
     ),
     "no x": (
         lambda: jn.layer_norm(None),
         TypeError,
-        "layer_norm: x must be an array. Received NoneType; pass what jnp.asarray "
-        "takes.",
+        "layer_norm: x must be an array. Received NoneType; pass anything that "
+        "jnp.asarray accepts.",
     ),
     "weights that are no array": (
         lambda: jn.layer_norm(X, weights="all"),
         TypeError,
-        "layer_norm: weights must be an array. Received str; pass what jnp.asarray "
-        "takes.",
+        "layer_norm: weights must be an array. Received str; pass anything that "
+        "jnp.asarray accepts.",
     ),
     "no mean": (
         lambda: jn.normalize(X, None, 1.0),
@@ -359,13 +359,13 @@ ERRORS = {
         lambda: jn.update_stats(STATS, (1.0, jnp.zeros(6), jnp.ones(6))),
         TypeError,
         "update_stats: moments must be Moments(count, mean, m2). Received tuple; "
-        "jaxnorm.compute_moments makes them of an array.",
+        "jaxnorm.compute_moments makes them from an array.",
     ),
     "no moments to merge": (
         lambda: jn.merge_moments(jn.compute_moments(X, 0), None),
         TypeError,
         "merge_moments: moments must be Moments(count, mean, m2). Received NoneType; "
-        "jaxnorm.compute_moments makes them of an array.",
+        "jaxnorm.compute_moments makes them from an array.",
     ),
     "no axis to pool over": (
         lambda: jn.pool_moments(jn.compute_moments(X, 0), None),
@@ -376,7 +376,7 @@ ERRORS = {
     "a weight of another shape": (
         lambda: batch_norm(stats=STATS._replace(weight=jnp.zeros(4))),
         ValueError,
-        "batch_norm: stats.weight must be a scalar, or have one value a feature. "
+        "batch_norm: stats.weight must be a scalar, or have one value per feature. "
         "Received stats.weight with shape (4,) for stats.mean with shape (6,); 0 says "
         "that there is no evidence yet.",
     ),
@@ -384,18 +384,19 @@ ERRORS = {
         lambda: jn.init_stats(6, prior_weight=-1),
         ValueError,
         "init_stats: prior_weight must not be negative, and must be finite. Received "
-        "prior_weight=-1; 0 lets the start not count, 1 is what PyTorch and Flax do.",
+        "prior_weight=-1; 0 ignores the initial values, 1 is what PyTorch and Flax do.",
     ),
     "a prior weight that is no number": (
         lambda: jn.init_stats(6, prior_weight="none"),
         TypeError,
         "init_stats: prior_weight must be one real number. Received "
-        "prior_weight='none'; 0 lets the start not count.",
+        "prior_weight='none'; 0 ignores the initial values.",
     ),
     "a negative number of features": (
         lambda: jn.init_stats(-6),
         ValueError,
-        "init_stats: num_features must not be negative. Received num_features=-6.",
+        "init_stats: num_features must not be negative. Received num_features=-6; "
+        "pass the size of the feature axis, x.shape[-1].",
     ),
     "moments of another shape": (
         lambda: jn.update_stats(STATS, jn.compute_moments(X, 1)),

@@ -12,8 +12,8 @@ PACKAGE = Path(jaxnorm.__file__).parent
 # A module may import those above it in this list.
 ORDER = [
     "axes",
-    "arguments",
     "options",
+    "arguments",
     "devices",
     "shifted",
     "linear",

@@ -130,4 +130,4 @@ def normalize(
         (channel,) = plan.features
         spatial = tuple(axis for axis in plan.reduced if axis != channel)
         over = over._replace(axis=spatial, channel_groups=(channel, plan.groups))
-    return normalize_by_moments(operands, over, Output(dtype, apart=False))[0]
+    return normalize_by_moments(operands, over, Output(dtype, moments_used=False))[0]

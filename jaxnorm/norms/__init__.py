@@ -1,1 +1,1 @@
-"""The functions people call, one file a family."""
+"""The functions people call, one file per family."""

@@ -1,10 +1,8 @@
 """Batch normalization: statistics over the batch, kept as running averages."""
 
-from typing import Any
-
 import jax
 from jax import lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, devices, options
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
@@ -34,7 +32,7 @@ def batch_norm(
     ddof: int = 0,
     activation: str | None = None,
     add: ArrayLike | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, NormStats]:
     r"""Normalize every feature by its statistics over the batch.
 
@@ -49,8 +47,8 @@ def batch_norm(
     Args:
       x: array of a floating-point or complex dtype, any rank.
       stats: running statistics, from `init_stats` or the previous step.
-      scale: gamma; the sizes of `feature_axis`, or any shape of the rank of `x` that
-        broadcasts to it. None is 1.
+      scale: gamma; the sizes of `feature_axis`, in increasing order of these axes, or
+        any shape of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       training: whether to normalize by the batch and update `stats`. A Python bool, or
         a traced one, for which both branches are compiled into one program.
@@ -80,8 +78,10 @@ def batch_norm(
       whose statistics are not finite.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, `stats` no NormStats or
-        of half precision, `training` no bool, or `decay` or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, `stats` is not a
+        NormStats or of half precision, a parameter is complex though `x` is real,
+        `dtype` cannot hold the output, `activation` is given for complex `x`,
+        `training` is not a bool, or `decay` or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `weights` are negative, `decay` is outside [0, 1], `ddof` is neither 0 nor 1,
         `eps` is not positive, or `activation` is unknown.
@@ -121,6 +121,7 @@ def batch_norm(
     over = Reduction(reduced, axis_name, groups)
 
     def train(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
+        arguments.check_precision(stats, caller=caller)
         axes.check_reduced(operands.x, reduced, axis_name, caller=caller)
         y, moments = normalize_by_moments(operands, over, output)
         batch = collapse(moments, reduced)

@@ -7,7 +7,7 @@ which axes are reduced together.
 from typing import Any
 
 import jax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options
 from jaxnorm.affine import ACTIVATIONS, Operands, Output
@@ -25,7 +25,7 @@ def layer_norm(
     eps: ArrayLike = 1e-5,
     weights: ArrayLike | None = None,
     axis_name: AxisName | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Normalize over the features of every example.
 
@@ -36,8 +36,8 @@ def layer_norm(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      scale: gamma; the sizes of `axis`, or any shape of the rank of `x` that broadcasts
-        to it. None is 1.
+      scale: gamma; the sizes of `axis`, in increasing order of these axes, or any shape
+        of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       axis: axis or axes that are normalized together.
       eps: added to the variance; positive.
@@ -51,9 +51,10 @@ def layer_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
+        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        or `eps` is not positive.
+        `weights` are negative, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,7 +84,7 @@ def rms_norm(
     eps: ArrayLike = 1e-5,
     weights: ArrayLike | None = None,
     axis_name: AxisName | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Divide every example by its root mean square.
 
@@ -92,8 +93,8 @@ def rms_norm(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      scale: gamma; the sizes of `axis`, or any shape of the rank of `x` that broadcasts
-        to it. None is 1.
+      scale: gamma; the sizes of `axis`, in increasing order of these axes, or any shape
+        of the rank of `x` that broadcasts to it. None is 1.
       axis: axis or axes that are normalized together.
       eps: added to the mean square; positive.
       weights: bool mask or non-negative weights that broadcast to `x`; as in
@@ -105,9 +106,10 @@ def rms_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
+        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        or `eps` is not positive.
+        `weights` are negative, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,7 +143,7 @@ def group_norm(
     axis_name: AxisName | None = None,
     activation: str | None = None,
     add: ArrayLike | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Normalize groups of channels of every example.
 
@@ -150,7 +152,8 @@ def group_norm(
 
     with f and z the identity and 0 where `activation` and `add` are None, and mean and
     (biased) variance over all spatial axes and the C / G neighbouring channels of a
-    group. Axis 0 is the batch, unless it is the feature axis.
+    group. Axis 0 is the batch, unless it is the feature axis; pass a single example,
+    also under `vmap`, as `x[None]`.
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -175,9 +178,12 @@ def group_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
+        though `x` is real, `dtype` cannot hold the output, `activation` is given for
+        complex `x`, or `eps` is not a number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
-        `axis_name` is not bound, `eps` is not positive, or `activation` is unknown.
+        `axis_name` is not bound, `weights` are negative, `eps` is not positive, or
+        `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -213,7 +219,7 @@ def instance_norm(
     eps: ArrayLike = 1e-5,
     weights: ArrayLike | None = None,
     axis_name: AxisName | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     r"""Normalize every channel of every example over space.
 
@@ -221,12 +227,13 @@ def instance_norm(
       y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
 
     with mean and (biased) variance over all axes but the batch and the features. Axis 0
-    is the batch, unless it is a feature axis.
+    is the batch, unless it is a feature axis; pass a single example, also under `vmap`,
+    as `x[None]`.
 
     Args:
       x: array of a floating-point or complex dtype with at least one spatial axis.
-      scale: gamma; the sizes of `feature_axis`, or any shape of the rank of `x` that
-        broadcasts to it. None is 1.
+      scale: gamma; the sizes of `feature_axis`, in increasing order of these axes, or
+        any shape of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       feature_axis: axis, or axes, of channels.
       eps: added to the variance; positive.
@@ -239,9 +246,10 @@ def instance_norm(
       Array of the shape of `x`.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, or `eps` no number.
+      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
+        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
-        bound, or `eps` is not positive.
+        bound, `weights` are negative, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -276,6 +284,6 @@ def _normalize(
     options.check_eps(operands.eps, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
-    output = Output(dtype, activation, apart=False)
+    output = Output(dtype, activation, moments_used=False)
     y, _ = normalize_by_moments(operands, over, output)
     return y
