@@ -154,19 +154,19 @@ def update_stats(
 
     if decay is None:
         gained: ArrayLike = 1
-        kept = stats.weight
         weight = jnp.asarray(stats.weight + 1)
     else:
         # Written so that a weight of exactly 1 stays exactly 1.
         gained = 1 - decay
-        kept = jnp.asarray(decay * stats.weight)
         weight = jnp.asarray(stats.weight + gained * (1 - stats.weight))
     # decay=1 from weight 0 has seen nothing.
     trusted = finite & (moments.count > ddof) & (weight > 0)
-    divisor = jnp.where(weight > 0, weight, 1)
+    share = gained / jnp.where(weight > 0, weight, 1)
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
-        moved = old * (kept / divisor) + new * (gained / divisor)
+        # A step towards the batch: what is there already stays, however the weight is
+        # rounded. Two products would drift, by 1 / (1 - decay) times their rounding.
+        moved = jnp.where(share == 1, new, old + share * (new - old))
         return jnp.where(trusted, moved, old).astype(old.dtype)
 
     trusted_at_all = trusted if stats.weight.ndim else jnp.any(trusted)

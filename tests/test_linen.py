@@ -613,3 +613,14 @@ def test_decay_is_a_number():
     text = r"BatchNorm: decay must be one number in \[0, 1\].*Received decay='0.9'"
     with pytest.raises(TypeError, match=text):
         norm.init_with_output(KEY, x)
+
+
+def test_weight_norm_leaves_a_mutable_kernel_as_it_is():
+    """As Flax's does: what is normalized is for the call alone."""
+    x = jnp.ones((4, 3))
+    for library in (linen, ours):
+        layer = library.WeightNorm(linen.Dense(4))
+        variables = layer.init(jax.random.key(1), x)
+        variables = jax.tree.map(lambda leaf: 2 * leaf, variables)
+        _, after = layer.apply(variables, x, mutable=True)
+        assert_trees_close(after["params"], variables["params"])

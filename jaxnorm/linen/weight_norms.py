@@ -21,9 +21,17 @@ class Reparametrized(Norm):
 
     @nn.nowrap
     def _call(
-        self, change: Callable[[str, Any], Any], *args: Any, **kwargs: Any
+        self,
+        change: Callable[[str, Any], Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        write_back: bool,
     ) -> Any:
-        """Call the layer with its parameters replaced by `change(path, parameter)`."""
+        """Call the layer with its parameters replaced by `change(path, parameter)`.
+
+        Those go back to the layer where `params` is mutable if `write_back`.
+        """
 
         def change_all(variables: Any) -> Any:
             def named(path: Any, leaf: Any) -> Any:
@@ -36,7 +44,7 @@ class Reparametrized(Norm):
             lambda layer: layer(*args, **kwargs),
             trans_in_fn=change_all,
             init=self.is_initializing(),
-            mutable=True,
+            mutable=write_back,
         )
         return mapped(self.layer_instance)
 
@@ -122,7 +130,7 @@ class SpectralNorm(Reparametrized):
                 u.value, sigma.value = stats
             return kernel
 
-        return self._call(change, *args, **kwargs)
+        return self._call(change, args, kwargs, write_back=True)
 
 
 class WeightNorm(Reparametrized):
@@ -186,4 +194,4 @@ class WeightNorm(Reparametrized):
                 )
             return weight_norms.length_normalized(self, label_of(self), kernel, scale)
 
-        return self._call(change, *args, **kwargs)
+        return self._call(change, args, kwargs, write_back=False)
