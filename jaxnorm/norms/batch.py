@@ -74,8 +74,8 @@ def batch_norm(
 
     Returns:
       The output, of the shape of `x`, and the new running statistics: unchanged in
-      evaluation, and by a batch that is empty (all weights 0; what is normalized is then
-      0, before `add` and the activation) or whose statistics are not finite.
+      evaluation, and by a batch that is empty (all weights 0; what is normalized is
+      then 0, before `add` and the activation) or whose statistics are not finite.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `stats` is not a
