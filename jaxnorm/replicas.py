@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxnorm import axes, devices
 from jaxnorm.axes import AxisName
 from jaxnorm.running import NormStats
-from jaxnorm.shifted import reciprocal, square
+from jaxnorm.shifted import ShiftedMoments, merge, reciprocal
 
 
 def merge_stats(
@@ -67,26 +67,13 @@ def merge_stats(
     total = jnp.sum(weight, 0)
     share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
     share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
-
-    def average(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(share > 0, share * values, 0), 0)
-
-    # From one of the replicas, so that the differences keep their digits.
-    start = _first_with_evidence(mean, share)
-    offset = mean - start
-    merged_var = average(var)
-    if method == "total_variance":
-        between = average(square(offset)) - square(average(offset))
-        merged_var += jnp.maximum(between, 0)
-    merged_mean = jnp.squeeze(start, 0) + average(offset)
-    return NormStats(merged_mean, merged_var, jnp.mean(weight, 0))
-
-
-def _first_with_evidence(mean: jax.Array, share: jax.Array) -> jax.Array:
-    """Return the mean of the first replica that counts, its axis kept."""
-    places = jax.lax.broadcasted_iota(jnp.int32, share.shape, 0)
-    first = places == jnp.argmax(share > 0, 0, keepdims=True)
-    return jnp.sum(jnp.where(first, mean, 0), 0, keepdims=True)
+    parts = ShiftedMoments(share, mean, jnp.zeros_like(mean), share * var)
+    merged = merge(parts)
+    if method == "average":  # as if all means were the same
+        var = merge(parts._replace(shift=jnp.zeros_like(mean))).var
+    else:
+        var = merged.var
+    return NormStats(merged.shift + merged.mean, var, jnp.mean(weight, 0))
 
 
 def _stacked(
