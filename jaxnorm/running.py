@@ -147,6 +147,13 @@ def update_stats(
     decay = options.check_decay(decay, caller=caller)
     ddof = options.check_ddof(ddof, caller=caller)
     stats = arguments.check_update(stats, moments, caller=caller)
+    return move(stats, moments, decay=decay, ddof=ddof)
+
+
+def move(
+    stats: NormStats, moments: Moments, *, decay: ArrayLike | None, ddof: int
+) -> NormStats:
+    """Do what `update_stats` does; its arguments have been checked."""
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
     if not stats.weight.ndim:

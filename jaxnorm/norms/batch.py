@@ -13,7 +13,7 @@ from jaxnorm.normalization import (
     normalize_by_moments,
     normalize_by_statistics,
 )
-from jaxnorm.running import NormStats, update_stats
+from jaxnorm.running import NormStats, move
 
 
 def batch_norm(
@@ -125,7 +125,7 @@ def batch_norm(
         axes.check_reduced(operands.x, reduced, axis_name, caller=caller)
         y, moments = normalize_by_moments(operands, over, output)
         batch = collapse(moments, reduced)
-        return y, update_stats(stats, batch, decay=decay, ddof=ddof)
+        return y, move(stats, batch, decay=decay, ddof=ddof)
 
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
         mean, var = arguments.expand_statistics(
