@@ -96,8 +96,8 @@ def measure(
 ) -> list[Row]:
     """Measure all providers on one case in one mode, in turns.
 
-    They are compiled in an order that differs from row to row: whose buffers are the
-    first in fresh memory was measured to be up to a tenth slower.
+    They are compiled in an order that differs from row to row: of equal programs the
+    one whose buffers are the first in fresh memory was measured to be slower.
     """
     inputs = make_inputs(case, mode)
     compiled = {

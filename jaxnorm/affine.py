@@ -66,9 +66,8 @@ def affine(
 
 def _has_few_channels(x: jax.Array) -> bool:
     channels = x.shape[-1] if x.ndim else 1
-    return (
-        isinstance(channels, int) and channels <= FEW_CHANNELS
-    )  # or symbolic, in jax.export
+    known = isinstance(channels, int)  # or symbolic, in jax.export
+    return known and channels <= FEW_CHANNELS
 
 
 def gain_and_offset(

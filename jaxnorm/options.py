@@ -94,9 +94,7 @@ def check_ddof(ddof: int, *, caller: str) -> int:
     return int(ddof)
 
 
-def check_training(
-    training: bool | np.bool_ | ArrayLike, *, caller: str
-) -> bool | jax.Array:
+def check_training(training: ArrayLike, *, caller: str) -> bool | jax.Array:
     """Return `training` as a Python bool, or as a traced boolean scalar."""
     if isinstance(training, bool):
         return training

@@ -74,12 +74,14 @@ def tangent(
     """
     x, weights, scale, bias, eps, add = operands
     dtype = moments.shift.dtype
+    zero = jnp.zeros((1,) * x.ndim, dtype)
     inverse = lax.rsqrt(moments.var + eps)
     folded = constant_within_sets(inverse, scale, bias)
-    a, p, q = _coefficients(inverse, t_mean, t_var, tangents.eps)
+    a = inverse
+    p, q = _coefficients(inverse, t_mean, t_var, tangents.eps)
     if folded:
         a, p, q = (times(value, scale) for value in (a, p, q))
-        p += inverse * _or(tangents.scale, jnp.zeros_like(inverse))
+        p += inverse * _or(tangents.scale, zero)
         q = _add(q, tangents.bias)
     if has_remainder:
         q = _add(q, -p * moments.mean)
@@ -98,7 +100,6 @@ def tangent(
     if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
         t_y += sums.combine(partial(_tilt, activation), (*place, outer_scale), p, q)
     if not folded and _any(*t_affine):
-        zero = jnp.zeros((1,) * x.ndim, dtype)
         t_scale = _or(tangents.scale, zero)
         stretch = partial(_stretch, activation)
         t_y += sums.combine(stretch, (*place, inverse), t_scale, tangents.bias)
@@ -113,12 +114,11 @@ def _coefficients(
     t_mean: jax.Array | None,
     t_var: jax.Array | None,
     t_eps: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Return a, p and q, without scale and bias; a q of None is 0."""
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return p and q, without scale and bias; a q of None is 0."""
     zero = jnp.zeros((1,) * inverse.ndim, inverse.dtype)
-    t_sum = _or(t_var, zero) + _or(t_eps, zero)
-    p = -0.5 * inverse**3 * t_sum
-    return inverse, p, None if t_mean is None else -inverse * t_mean
+    p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(t_eps, zero))
+    return p, None if t_mean is None else -inverse * t_mean
 
 
 def _deviations_and_slope(
