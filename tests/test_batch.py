@@ -38,6 +38,16 @@ class BatchNormTest(chex.TestCase):
         chex.assert_trees_all_equal(after, stats)
 
 
+@pytest.mark.parametrize("flag", [np.array, np.bool_, jnp.array])
+def test_training_may_be_any_scalar_that_is_a_bool(flag):
+    for training in (True, False):
+        got, expected = (
+            jn.batch_norm(X, jn.init_stats(5), SCALE, BIAS, training=value)
+            for value in (flag(training), training)
+        )
+        chex.assert_trees_all_equal(got, expected)
+
+
 def test_a_traced_training_flag_serves_both_with_one_compilation():
     @jax.jit
     @chex.assert_max_traces(n=1)

@@ -81,6 +81,11 @@ def test_imports_run_downwards():
         assert known <= above, f"{name} imports {known - above}"
 
 
+def test_the_package_says_that_it_is_typed():
+    """Without the marker, type checkers take every function of it for untyped."""
+    assert (PACKAGE / "py.typed").exists()
+
+
 def test_public_names_are_those_of_the_list():
     public = {name for name in vars(jaxnorm) if not name.startswith("_")}
     assert set(jaxnorm.__all__) <= public
