@@ -86,3 +86,27 @@ def assert_trees_close(a: Any, b: Any, **tolerance: Any) -> None:
         np.testing.assert_allclose(
             np.asarray(left, np.float32), np.asarray(right, np.float32), **tolerance
         )
+
+
+def train(module: Any, variables: Any, x: Any, steps: int = 1, **kwargs: Any) -> Any:
+    """Take training steps of a linen module; return the output and the variables."""
+
+    # Compiled: one program is quicker to make than each operation on its own.
+    @jax.jit
+    def step(variables, x):
+        return module.apply(variables, x, mutable=["batch_stats"], **kwargs)
+
+    for _ in range(steps):
+        y, updates = step(variables, x)
+        variables = {**variables, **updates}
+    return y, variables
+
+
+def rngs() -> flax.nnx.Rngs:
+    """Return the keys that an nnx module is made with."""
+    return flax.nnx.Rngs(0)
+
+
+def pure(module: Any) -> Any:
+    """Return the state of an nnx module, as dicts of arrays."""
+    return flax.nnx.to_pure_dict(flax.nnx.state(module))

@@ -12,22 +12,10 @@ from numpy.testing import assert_allclose
 
 import jaxnorm.linen as ours
 from jaxnorm.flax_shared import inputs
-from tests.flax_modules import CASES, assert_trees_close, sample
+from tests.flax_modules import CASES, assert_trees_close, sample, train
 
 KEY = jax.random.key(0)
 TRAINING = {"use_running_average": False}
-
-
-def train(module, variables, x, steps=1, **kwargs):
-    # Compiled: one program is quicker to make than each operation on its own.
-    @jax.jit
-    def step(variables, x):
-        return module.apply(variables, x, mutable=["batch_stats"], **kwargs)
-
-    for _ in range(steps):
-        y, updates = step(variables, x)
-        variables = {**variables, **updates}
-    return y, variables
 
 
 @partial(jax.jit, static_argnums=0)
@@ -134,24 +122,6 @@ def test_single_values_are_flaxs():
         y, after = train(mine, variables, sample(shape))
         assert_allclose(y, y_theirs, atol=1e-6)
         assert_trees_close(after, after_theirs, rtol=1e-6)
-
-
-def test_spectral_and_weight_norm_are_flaxs():
-    x = sample((2, 4, 4, 3))
-    layer = linen.Conv(5, (3, 3), bias_init=linen.initializers.normal())
-    for name, kwargs, call in (
-        ("SpectralNorm", {"n_steps": 2}, {"update_stats": True}),
-        ("WeightNorm", {"variable_filter": None}, {}),
-        ("WeightNorm", {"feature_axes": None}, {}),
-        ("WeightNorm", {"use_scale": False, "feature_axes": (2, 3)}, {}),
-    ):
-        theirs, mine = (getattr(p, name)(layer, **kwargs) for p in (linen, ours))
-        variables = theirs.init(KEY, x, **call)
-        assert_trees_close(mine.init(KEY, x, **call), variables, rtol=1e-5)
-        y_theirs, after_theirs = train(theirs, variables, x, steps=3, **call)
-        y, after = train(mine, variables, x, steps=3, **call)
-        assert_allclose(y, y_theirs, rtol=1e-4, atol=1e-5)
-        assert_trees_close(after, after_theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_partitioned_parameters():
@@ -548,26 +518,6 @@ def test_evaluation_needs_no_device_axis():
     assert_allclose(mine.apply(variables, x), theirs.apply(variables, x), atol=1e-6)
 
 
-def test_spectral_norm_takes_a_traced_flag():
-    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
-    variables = norm.init(KEY, x, update_stats=False)
-
-    def run(update):
-        return norm.apply(variables, x, update_stats=update, mutable=["batch_stats"])
-
-    for update in (True, False):
-        assert_trees_close(jax.jit(run)(jnp.array(update)), run(update), rtol=1e-5)
-
-
-def test_spectral_norm_that_updates_nothing_needs_no_mutable_statistics():
-    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
-    variables = norm.init(KEY, x, update_stats=False)
-    y, updates = norm.apply(variables, x, update_stats=True, mutable=["batch_stats"])
-    assert_allclose(norm.apply(variables, x, update_stats=False), y, rtol=1e-6)
-    stats = variables["batch_stats"]
-    assert not jax.tree.all(jax.tree.map(jnp.allclose, stats, updates["batch_stats"]))
-
-
 def test_complex_output_of_real_input():
     norm = ours.LayerNorm(dtype=jnp.complex64, param_dtype=jnp.complex64)
     x = sample()
@@ -613,14 +563,3 @@ def test_decay_is_a_number():
     text = r"BatchNorm: decay must be one number in \[0, 1\].*Received decay='0.9'"
     with pytest.raises(TypeError, match=text):
         norm.init_with_output(KEY, x)
-
-
-def test_weight_norm_leaves_a_mutable_kernel_as_it_is():
-    """As Flax's does: what is normalized is for the call alone."""
-    x = jnp.ones((4, 3))
-    for library in (linen, ours):
-        layer = library.WeightNorm(linen.Dense(4))
-        variables = layer.init(jax.random.key(1), x)
-        variables = jax.tree.map(lambda leaf: 1 + leaf, variables)
-        _, after = layer.apply(variables, x, mutable=True)
-        assert_trees_close(after["params"], variables["params"])

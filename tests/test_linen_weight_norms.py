@@ -1,0 +1,60 @@
+"""SpectralNorm and WeightNorm of linen: the kernels of a layer, on their way."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from numpy.testing import assert_allclose
+
+import jaxnorm.linen as ours
+from tests.flax_modules import assert_trees_close, sample, train
+
+KEY = jax.random.key(0)
+
+
+def test_spectral_and_weight_norm_are_flaxs():
+    x = sample((2, 4, 4, 3))
+    layer = linen.Conv(5, (3, 3), bias_init=linen.initializers.normal())
+    for name, kwargs, call in (
+        ("SpectralNorm", {"n_steps": 2}, {"update_stats": True}),
+        ("WeightNorm", {"variable_filter": None}, {}),
+        ("WeightNorm", {"feature_axes": None}, {}),
+        ("WeightNorm", {"use_scale": False, "feature_axes": (2, 3)}, {}),
+    ):
+        theirs, mine = (getattr(p, name)(layer, **kwargs) for p in (linen, ours))
+        variables = theirs.init(KEY, x, **call)
+        assert_trees_close(mine.init(KEY, x, **call), variables, rtol=1e-5)
+        y_theirs, after_theirs = train(theirs, variables, x, steps=3, **call)
+        y, after = train(mine, variables, x, steps=3, **call)
+        assert_allclose(y, y_theirs, rtol=1e-4, atol=1e-5)
+        assert_trees_close(after, after_theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_spectral_norm_takes_a_traced_flag():
+    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
+    variables = norm.init(KEY, x, update_stats=False)
+
+    def run(update):
+        return norm.apply(variables, x, update_stats=update, mutable=["batch_stats"])
+
+    for update in (True, False):
+        assert_trees_close(jax.jit(run)(jnp.array(update)), run(update), rtol=1e-5)
+
+
+def test_spectral_norm_that_updates_nothing_needs_no_mutable_statistics():
+    norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
+    variables = norm.init(KEY, x, update_stats=False)
+    y, updates = norm.apply(variables, x, update_stats=True, mutable=["batch_stats"])
+    assert_allclose(norm.apply(variables, x, update_stats=False), y, rtol=1e-6)
+    stats = variables["batch_stats"]
+    assert not jax.tree.all(jax.tree.map(jnp.allclose, stats, updates["batch_stats"]))
+
+
+def test_weight_norm_leaves_a_mutable_kernel_as_it_is():
+    """As Flax's does: what is normalized is for the call alone."""
+    x = jnp.ones((4, 3))
+    for library in (linen, ours):
+        layer = library.WeightNorm(linen.Dense(4))
+        variables = layer.init(jax.random.key(1), x)
+        variables = jax.tree.map(lambda leaf: 1 + leaf, variables)
+        _, after = layer.apply(variables, x, mutable=True)
+        assert_trees_close(after["params"], variables["params"])
