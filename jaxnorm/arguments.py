@@ -120,6 +120,11 @@ def expand_weights(
             f"{caller}: {name} must be bool or real. Received {array.dtype}; pass "
             f"{name}.real."
         )
+    if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(
+            f"{caller}: {name} must be bool or real. Received {array.dtype}; pass a "
+            "mask, or numbers."
+        )
     shape = (1,) * (x.ndim - array.ndim) + array.shape
     if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
         raise ValueError(

@@ -10,13 +10,14 @@ groups are rows of a table too. Statistics are a few values per feature: the zer
 less than a second collective would.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jaxnorm.axes import AxisName
 
@@ -43,11 +44,12 @@ def sum_over_devices(
     if groups is None:
         return _packed(lambda flat: lax.psum(flat, axis_name), tree)
     mine = _group_of_each_device(groups)[lax.axis_index(axis_name)]
-    row = (jnp.arange(len(groups)) == mine)[:, None]
+    row = jnp.arange(len(groups)) == mine
 
-    def add(flat: jax.Array) -> jax.Array:
-        table = lax.psum(jnp.where(row, flat, 0), axis_name)
-        return jnp.sum(jnp.where(row, table, 0), 0)
+    def add(leaf: jax.Array) -> jax.Array:
+        own = row.reshape((-1,) + (1,) * leaf.ndim)
+        table = lax.psum(jnp.where(own, leaf, 0), axis_name)
+        return jnp.sum(jnp.where(own, table, 0), 0)
 
     return _packed(add, tree)
 
@@ -86,16 +88,90 @@ def vary(tree: Tree, *examples: jax.Array | None) -> Tree:
     return jax.tree.map(mark, tree)
 
 
-def shard_like(x: jax.Array, axis: int, value: jax.Array) -> jax.Array:
-    """Spread `value` over devices as `x` is along `axis`.
+def vary_alike(
+    functions: tuple[Callable[..., Tree], Callable[..., Tree]], *args: Any
+) -> list[Callable[..., Tree]]:
+    """Return two functions of `args` such that their results differ alike.
+
+    They are then of one type inside shard_map with check_vma, as `lax.cond` wants it.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return list(functions)
+    types = [jax.eval_shape(f, *args) for f in functions]
+    wanted = jax.tree.map(lambda a, b: _varies(a) | _varies(b), *types)
+
+    def mark(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
+        missing = tuple(over - _varies(jax.typeof(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return [lambda *a, f=f: jax.tree.map(mark, f(*a), wanted) for f in functions]
+
+
+def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:
+    """Spread `value`, which broadcasts to `like`, over devices as that is.
 
     On a mesh of Explicit axes, arrays that are combined must agree in that.
     """
-    like, own = jax.typeof(x).sharding, jax.typeof(value).sharding
-    if not like.mesh.explicit_axes:
+    mesh = _explicit_mesh(like, value)
+    if mesh is None:
         return value
-    spec = [like.spec[a] if a == axis else own.spec[a] for a in range(x.ndim)]
-    return jax.sharding.reshard(value, NamedSharding(like.mesh, PartitionSpec(*spec)))
+    return _reshard(jnp.broadcast_to(value, like.shape), mesh, _spec(like))
+
+
+def shard_axis_like(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
+    """Spread `value` over devices as `like` is along `axis`, and as it is elsewhere."""
+    mesh = _explicit_mesh(like, value)
+    if mesh is None:
+        return value
+    spec = _spec(value)
+    spec[axis] = _spec(like)[axis]
+    return _reshard(value, mesh, spec)
+
+
+def sharding_along(like: jax.Array, axes: tuple[int, ...]) -> NamedSharding | None:
+    """Return how what has the `axes` of `like` is to be spread; None is any way."""
+    mesh = _explicit_mesh(like)
+    if mesh is None:
+        return None
+    return NamedSharding(mesh, PartitionSpec(*(_spec(like)[a] for a in axes)))
+
+
+def whole_parts(value: jax.Array, axis: int, parts: int) -> jax.Array:
+    """Gather `value` along `axis`, unless each shard of it holds whole ones of `parts`.
+
+    On a mesh of Explicit axes it can then be reshaped to the parts.
+    """
+    mesh = _explicit_mesh(value)
+    if mesh is None:
+        return value
+    spec = _spec(value)
+    names = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
+    shards = math.prod(mesh.shape[name] for name in names if name is not None)
+    if parts % shards:
+        spec[axis] = None
+    return _reshard(value, mesh, spec)
+
+
+def _varies(kind: Any) -> frozenset[AxisName]:
+    """Return the manual axes along which what is of this type may differ."""
+    manual = kind.manual_axis_type
+    return frozenset() if manual is None else manual.varying
+
+
+def _explicit_mesh(*values: jax.Array) -> AbstractMesh | None:
+    """Return the mesh that a value is spread over, if its axes are Explicit."""
+    meshes = (jax.typeof(value).sharding.mesh for value in values)
+    return next((mesh for mesh in meshes if mesh.explicit_axes), None)
+
+
+def _spec(value: jax.Array) -> list[Any]:
+    """Return the mesh axes that every axis of `value` is spread over."""
+    spec = jax.typeof(value).sharding.spec
+    return [*spec, *[None] * (value.ndim - len(spec))]
+
+
+def _reshard(value: jax.Array, mesh: AbstractMesh, spec: list[Any]) -> jax.Array:
+    return jax.sharding.reshard(value, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
 def _group_of_each_device(groups: Groups) -> jax.Array:
@@ -104,8 +180,10 @@ def _group_of_each_device(groups: Groups) -> jax.Array:
 
 
 def _packed(collective: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
-    """Apply `collective` once, to a vector made of all leaves."""
+    """Apply `collective` once, to a vector made of all leaves; or to each of them."""
     leaves, structure = jax.tree.flatten(tree)
+    if any(any(_spec(leaf)) for leaf in leaves):  # spread over further, Explicit axes
+        return jax.tree.map(collective, tree)
     dtype = jnp.result_type(*leaves)
     flat = collective(jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves]))
     results, start = [], 0

@@ -7,7 +7,8 @@ compiler takes well and which is differentiated further, and in one that XLA:CPU
 at. Which of them is taken is decided at lowering: one traced program is right on every
 platform.
 
-`jax.custom_derivatives.linear_call` is such a function without a batching rule.
+`jax.custom_derivatives.linear_call` is such a function without a batching rule. This is
+made as JAX makes its own, of what `jax.extend` and `jax.interpreters` offer for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,6 +54,15 @@ def call(
         forward, transpose = (Forms(*map(of_leaves, f)) for f in (forward, transpose))
     params = {"forward": forward, "transpose": transpose, "operands": count}
     return tuple(_linear.bind(*leaves, *args, **params))
+
+
+def choose(forms: Forms, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
+    """Return forms.plain(*operands), or on a CPU forms.cpu(*operands).
+
+    `lax.platform_dependent` does the same, but fails to be lowered in a `shard_map`
+    that is mapped over with `spmd_axis_name`.
+    """
+    return call(forms, forms, operands, ())
 
 
 def _types(*types: Any, forward: Forms, **_: Any) -> Any:

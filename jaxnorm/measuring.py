@@ -124,7 +124,7 @@ def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
             each, (*before, groups, x.shape[axis] // groups, *after)
         )
         each = each.reshape(*before, x.shape[axis], *after)
-        return devices.shard_like(x, axis, each)
+        return devices.shard_axis_like(each, x, axis)
 
     return jax.tree.map(repeat, tree)
 
@@ -132,8 +132,12 @@ def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
 def spread_moments(
     pooled: ShiftedMoments, over: Reduction, x: jax.Array
 ) -> ShiftedMoments:
-    """Give every channel of `x` the moments of its group; the shift computed once."""
-    moments = spread(pooled, over, x)
+    """Give every channel of `x` the moments of its group; the shift computed once.
+
+    A sum of squares that overflowed becomes NaN: its inverse root, 0, would hide it.
+    """
+    shown = pooled._replace(m2=pooled.m2 + 0 * pooled.m2)
+    moments = spread(shown, over, x)
     return moments._replace(shift=sums.hold(moments.shift))
 
 
@@ -290,6 +294,7 @@ def _sum_groups(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     def add(v: jax.Array) -> jax.Array:
         before, after = v.shape[:axis], v.shape[axis + 1 :]
         v = jnp.broadcast_to(v, (*before, channels, *after))
+        v = devices.whole_parts(v, axis, groups)
         return jnp.sum(v.reshape(*before, groups, channels // groups, *after), axis + 1)
 
     return jax.tree.map(add, tree)

@@ -13,20 +13,31 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
+def as_dtype(dtype: Any, *, caller: str) -> np.dtype:
+    """Return a dtype that JAX computes in: without x64, float32 for float64."""
+    try:
+        return jax.dtypes.canonicalize_dtype(dtype)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{caller}: dtype must be a dtype, or the name of one. "
+            f"{_received('dtype', dtype)}; the usual one is float32."
+        ) from None
+
+
 def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
     """Return the dtype of the output: `dtype`, or that of `x` where it is None."""
     if dtype is None:
         return x.dtype
+    dtype = as_dtype(dtype, caller=caller)
     kind = jnp.complexfloating if jnp.iscomplexobj(x) else jnp.inexact
     if not jnp.issubdtype(dtype, kind):
         raise TypeError(
             f"{caller}: dtype must be able to hold the output. Received "
-            f"dtype={jnp.dtype(dtype).name} for an input of {x.dtype}; pass a "
+            f"dtype={dtype.name} for an input of {x.dtype}; pass a "
             f"{'complex' if jnp.iscomplexobj(x) else 'floating-point'} dtype, or None "
             "for that of the input."
         )
-    # Under disabled x64, asking for float64 means float32, as everywhere in JAX.
-    return jax.dtypes.canonicalize_dtype(dtype)
+    return dtype
 
 
 def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
@@ -37,7 +48,8 @@ def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
             "usual value is 1e-5."
         )
     value = known(eps)
-    if value is not None and not 0 < value < np.inf:
+    # What is smaller may be taken for zero: processors flush it.
+    if value is not None and not np.finfo(np.float32).tiny <= value < np.inf:
         raise ValueError(
             f"{caller}: {name} must be positive, or a constant input would be divided "
             f"by zero, and finite. Received {name}={eps}; the usual value is 1e-5."
@@ -86,10 +98,12 @@ def check_prior_weight(prior_weight: ArrayLike, *, caller: str) -> ArrayLike:
 
 def check_ddof(ddof: int, *, caller: str) -> int:
     """Return `ddof` if it is 0 or 1."""
-    if np.ndim(ddof) or ddof not in (0, 1):
+    traced = isinstance(ddof, jax.core.Tracer)
+    if traced or np.ndim(ddof) or ddof not in (0, 1):
+        mend = "make it a static argument" if traced else "no other is defined here"
         raise ValueError(
             f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-            f"PyTorch). Received ddof={ddof!r}; no other is defined here."
+            f"PyTorch). Received ddof={ddof!r}; {mend}."
         )
     return int(ddof)
 

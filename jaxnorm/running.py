@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, options
+from jaxnorm import arguments, devices, options
 from jaxnorm.moments import Moments
 from jaxnorm.shifted import reciprocal
 
@@ -64,7 +64,7 @@ def init_stats(
     shape = (
         tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
     )
-    dtype = jax.dtypes.canonicalize_dtype(dtype)
+    dtype = options.as_dtype(dtype, caller="init_stats")
     if dtype != arguments.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
@@ -168,17 +168,19 @@ def move(
         weight = jnp.asarray(stats.weight + gained * (1 - stats.weight))
     # decay=1 from weight 0 has seen nothing.
     trusted = finite & (moments.count > ddof) & (weight > 0)
-    share = gained / jnp.where(weight > 0, weight, 1)
+    share = jnp.asarray(gained / jnp.where(weight > 0, weight, 1))
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         # A step towards the batch: what is there already stays, however the weight is
         # rounded. Two products would drift, by 1 / (1 - decay) times their rounding.
-        moved = jnp.where(share == 1, new, old + share * (new - old))
-        return jnp.where(trusted, moved, old).astype(old.dtype)
+        new, part, yes = (devices.shard_like(v, old) for v in (new, share, trusted))
+        moved = jnp.where(part == 1, new, old + part * (new - old))
+        return jnp.where(yes, moved, old).astype(old.dtype)
 
     trusted_at_all = trusted if stats.weight.ndim else jnp.any(trusted)
+    gains = devices.shard_like(trusted_at_all, stats.weight)
     return NormStats(
         average(stats.mean, moments.mean),
         average(stats.var, var),
-        jnp.where(trusted_at_all, weight, stats.weight).astype(stats.weight.dtype),
+        jnp.where(gains, weight, stats.weight).astype(stats.weight.dtype),
     )

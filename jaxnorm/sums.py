@@ -45,7 +45,7 @@ def sum_terms(
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
     packed = partial(_sum_packed, f, axis, cut)
-    return lax.platform_dependent(*operands, cpu=packed, default=plain)
+    return linear.choose(linear.Forms(plain, packed), operands)
 
 
 def sum_linear_terms(
@@ -113,15 +113,20 @@ def approximate_mean(
     32nd is enough.
     """
     dtype = arguments.statistics_dtype(x.dtype)
+
+    def plain(x: jax.Array) -> tuple[jax.Array]:
+        return (jnp.mean(x, axis, dtype, keepdims=True),)
+
     cut = slices.cut((x,), axis)
     pieces, size = (0, 0) if cut is None else _sample(cut, pack_last_axis)
-    plain = partial(jnp.mean, axis=axis, dtype=dtype, keepdims=True)
     if cut is None or not size:
-        return plain(x), True
+        return plain(x)[0], True
     sampled = partial(_mean_of_sample, axis, cut, pieces, size)
     if cut.along_last_axis:  # elsewhere the sums over a row are fused with its output
-        return lax.platform_dependent(x, cpu=sampled, default=plain), False
-    return sampled(x), False
+        (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
+    else:
+        (mean,) = sampled(x)
+    return mean, False
 
 
 def hold(x: jax.Array) -> jax.Array:
@@ -141,7 +146,7 @@ def hold_cotangent(x: jax.Array) -> jax.Array:
 
 def _mean_of_sample(
     axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array
-) -> jax.Array:
+) -> tuple[jax.Array]:
     """Return the mean of so many slices in each place, in the dtype of statistics."""
     (merged,) = cut.merge((x,))
 
@@ -157,7 +162,7 @@ def _mean_of_sample(
     ]
     total = cut.reduce(slices.tree_sum(pairs))
     mean = (total.real + total.imag) / (PLACES * pieces * size * cut.fold)
-    return jnp.mean(mean, cut.others(axis), keepdims=True)
+    return (jnp.mean(mean, cut.others(axis), keepdims=True),)
 
 
 def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:

@@ -355,6 +355,36 @@ ERRORS = {
         "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
         "PyTorch). Received ddof=array([0, 1]); no other is defined here.",
     ),
+    "a traced ddof": (
+        lambda: jax.make_jaxpr(lambda ddof: batch_norm(ddof=ddof))(1),
+        ValueError,
+        "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+        "PyTorch). Received ddof=JitTracer(~int32[]); make it a static argument.",
+    ),
+    "a dtype that does not exist": (
+        lambda: jn.layer_norm(X, dtype="foo"),
+        TypeError,
+        "layer_norm: dtype must be a dtype, or the name of one. Received dtype='foo'; "
+        "the usual one is float32.",
+    ),
+    "an array as dtype": (
+        lambda: jn.init_stats(6, dtype=X),
+        TypeError,
+        "init_stats: dtype must be a dtype, or the name of one. Received dtype with "
+        "shape (4, 6); the usual one is float32.",
+    ),
+    "random keys as weights": (
+        lambda: jn.rms_norm(X, weights=jax.random.key(0)),
+        TypeError,
+        "rms_norm: weights must be bool or real. Received key<fry>; pass a mask, or "
+        "numbers.",
+    ),
+    "an eps that is flushed to zero": (
+        lambda: jn.layer_norm(X, eps=1e-45),
+        ValueError,
+        "layer_norm: eps must be positive, or a constant input would be divided by "
+        "zero, and finite. Received eps=1e-45; the usual value is 1e-5.",
+    ),
     "moments that are none": (
         lambda: jn.update_stats(STATS, (1.0, jnp.zeros(6), jnp.ones(6))),
         TypeError,

@@ -30,6 +30,7 @@ ORDER = [
     "norms.batch",
     "norms.per_example",
     "weight_norms",
+    "spectral",
     "flax_shared",
     "flax_shared.inputs",
     "flax_shared.per_example",

@@ -170,3 +170,40 @@ def test_one_program_for_several_platforms():
 def test_without_jit():
     with jax.disable_jit():
         assert_alike(lambda f: jax.grad(loss(f), (0, 1)), X, A, B)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_a_form_is_chosen_in_every_shard_of_a_mapped_shard_map(check_vma):
+    """There `lax.platform_dependent` cannot be lowered, and `choose` can."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    x = jnp.stack([X, 2 * X])
+
+    def choose(x):
+        return linear.choose(SUMS, (x, None, x, x))[1]
+
+    f = jax.shard_map(
+        choose,
+        mesh=mesh,
+        in_specs=P("data"),
+        out_specs=P("data"),
+        check_vma=check_vma,
+    )
+    mapped = jax.jit(jax.vmap(f, spmd_axis_name="model"))
+    rows = x.reshape(2, 4, 1, 5)
+    expected = jax.vmap(jax.vmap(lambda x: sums(x, None, x, x)[1]))(rows)
+    np.testing.assert_allclose(mapped(x), expected.reshape(2, -1), rtol=1e-6)
+
+
+def test_a_choice_is_differentiated_in_its_plain_form():
+    def choose(x):
+        return linear.choose(SUMS, (x, None, x, x))
+
+    cpu, cuda = (
+        export.export(jax.jit(choose), platforms=[platform])(X).mlir_module()
+        for platform in ("cpu", "cuda")
+    )
+    assert "3.0" in cpu
+    assert "3.0" not in cuda
+    plainly = loss(lambda x: sums(x, None, x, x))
+    gradients = jax.grad(loss(choose))(X), jax.grad(plainly)(X)
+    chex.assert_trees_all_close(*gradients, rtol=1e-5)

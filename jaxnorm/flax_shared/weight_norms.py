@@ -6,7 +6,8 @@ import jax
 from flax.linen.dtypes import canonicalize_dtype
 
 from jaxnorm.flax_shared import inputs
-from jaxnorm.weight_norms import SpectralStats, spectral_norm, weight_norm
+from jaxnorm.spectral import SpectralStats, spectral_norm
+from jaxnorm.weight_norms import weight_norm
 
 
 def spectrally_normalized(

@@ -13,7 +13,7 @@ from jax.nn import initializers
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs, weight_norms
 from jaxnorm.linen.base import STATS, Norm, label_of
-from jaxnorm.weight_norms import SpectralStats
+from jaxnorm.spectral import SpectralStats
 
 
 class Reparametrized(Norm):

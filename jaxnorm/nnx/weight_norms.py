@@ -13,7 +13,7 @@ from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs, weight_norms
-from jaxnorm.weight_norms import SpectralStats
+from jaxnorm.spectral import SpectralStats
 
 Path = tuple[Any, ...]
 

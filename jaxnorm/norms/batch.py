@@ -135,6 +135,5 @@ def batch_norm(
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)
-    if axis_name is None:  # each device has its own, from either branch
-        stats = devices.vary(stats, x)
-    return lax.cond(training, train, evaluate, operands, stats)
+    branches = devices.vary_alike((train, evaluate), operands, stats)
+    return lax.cond(training, *branches, operands, stats)

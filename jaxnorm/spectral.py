@@ -1,0 +1,218 @@
+"""Spectral norm: a kernel divided by its largest singular value.
+
+The singular vector is carried from step to step, as running statistics are: state in,
+state out. One step of power iteration a call keeps up with a kernel that is trained.
+"""
+
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import arguments, axes, devices, options
+from jaxnorm.shifted import square
+
+
+class SpectralStats(NamedTuple):
+    """What spectral norm carries from step to step.
+
+    Attributes:
+      u: estimate of the singular vector on the side of the features, of unit length.
+      sigma: estimate of the largest singular value; a scalar.
+    """
+
+    u: jax.Array
+    sigma: jax.Array
+
+
+def init_spectral_stats(
+    key: jax.Array, num_features: int, *, dtype: DTypeLike = jnp.float32
+) -> SpectralStats:
+    """Return a random direction and a singular value of 1.
+
+    Args:
+      key: random key.
+      num_features: size of the feature axis of the kernel.
+      dtype: dtype of both; a floating-point one.
+
+    Returns:
+      SpectralStats with `u` of shape (num_features,).
+
+    Raises:
+      TypeError: if `num_features` is not an integer, or `dtype` not floating-point.
+      ValueError: if `num_features` is below 1.
+
+    Example:
+      >>> import jax
+      >>> import jaxnorm as jn
+      >>> jn.init_spectral_stats(jax.random.key(0), 3).u.shape
+      (3,)
+    """
+    caller = "init_spectral_stats"
+    if not isinstance(num_features, int | np.integer):
+        raise TypeError(
+            f"{caller}: num_features must be an integer. Received "
+            f"{type(num_features).__name__}; pass the size of the feature axis, "
+            "kernel.shape[-1]."
+        )
+    if num_features < 1:
+        raise ValueError(
+            f"{caller}: num_features must be at least 1. Received "
+            f"num_features={num_features}; pass kernel.shape[-1]."
+        )
+    dtype = options.as_dtype(dtype, caller=caller)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(
+            f"{caller}: dtype must be floating-point. Received {dtype.name}; the usual "
+            "one is float32."
+        )
+    u = jax.random.normal(key, (num_features,), dtype)
+    return SpectralStats(_unit(u, 0.0), jnp.ones((), dtype))
+
+
+def spectral_norm(
+    kernel: ArrayLike,
+    stats: SpectralStats,
+    *,
+    training: bool | jax.Array,
+    n_steps: int = 1,
+    eps: ArrayLike = 1e-12,
+    feature_axis: int = -1,
+    dtype: DTypeLike | None = None,
+) -> tuple[jax.Array, SpectralStats]:
+    r"""Divide a kernel by its largest singular value.
+
+    .. math::
+      w = \frac{v}{\sigma}, \quad \sigma = b^T V a, \quad
+      b \leftarrow \frac{V a}{\lVert V a \rVert}, \quad
+      a \leftarrow \frac{V^T b}{\lVert V^T b \rVert}
+
+    V is the kernel as a matrix, a is `stats.u`, and the arrows are one step of power
+    iteration. No gradient passes through a and b. A kernel of zeros stays as it is.
+
+    Args:
+      kernel: v, of a floating-point dtype and rank 2 or more; axes other than
+        `feature_axis` become the rows of V.
+      stats: from `init_spectral_stats` or the previous step.
+      training: whether to return the new `stats`, or `stats` unchanged. A Python bool,
+        or a traced one. The power iteration runs in both, so the output is the same.
+        (PyTorch does not iterate in evaluation.)
+      n_steps: steps of power iteration, at least 1.
+      eps: added to squared lengths; positive.
+      feature_axis: the axis of the features.
+      dtype: dtype of the output; None is that of `kernel`.
+
+    Returns:
+      The kernel divided by sigma, and the new statistics.
+
+    Raises:
+      TypeError: if `kernel` is not floating-point, or `training` is not a bool.
+      ValueError: if `kernel` has rank below 2, `stats.u` has another size than
+        `feature_axis`, `n_steps` is below 1, or `eps` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import jaxnorm as jn
+      >>> stats = jn.init_spectral_stats(jax.random.key(0), 2)
+      >>> kernel, stats = jn.spectral_norm(4 * jnp.eye(2), stats, training=True)
+      >>> print(stats.sigma.round(3))
+      4.0
+
+    Reference:
+      Miyato, Kataoka, Koyama and Yoshida, Spectral normalization for generative
+      adversarial networks, 2018, arXiv:1802.05957.
+    """
+    caller = "spectral_norm"
+    kernel = arguments.check_input(kernel, caller=caller, name="kernel")
+    dtype = options.check_dtype(dtype, kernel, caller=caller)
+    eps = options.check_eps(eps, caller=caller)
+    training = options.check_training(training, caller=caller)
+    features = axes.canonicalize_axes(
+        feature_axis, kernel.ndim, caller=caller, name="feature_axis"
+    )
+    axis = axes.single(features, caller=caller)
+    n_steps = _check_steps(n_steps, caller)
+    stats = _check_spectral(kernel, stats, axis, caller)
+
+    v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
+    # The singular vectors are constants: sigma is linear in the kernel, and this is
+    # its derivative where they are exact.
+    constant, u = lax.stop_gradient((v, stats.u))
+    rows = axes.complement(features, kernel.ndim)
+    right, left = u.reshape(-1).astype(v.dtype), jnp.zeros(0, v.dtype)
+    for _ in range(n_steps):
+        left = _unit(_product(constant, right, features), eps)
+        right = _unit(_product(constant, left, rows), eps)
+    sigma = jnp.sum(left * _product(v, right, features))
+    u = devices.shard_like(right.reshape(u.shape).astype(u.dtype), stats.u)
+    new = SpectralStats(u, lax.stop_gradient(sigma).astype(stats.sigma.dtype))
+    stats = jax.tree.map(lambda a, b: jnp.where(training, a, b), new, stats)
+    return (v / jnp.where(sigma != 0, sigma, 1)).astype(dtype), stats
+
+
+def _unit(vector: jax.Array, eps: ArrayLike) -> jax.Array:
+    return vector * lax.rsqrt(jnp.sum(square(vector)) + eps)
+
+
+def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Array:
+    """Sum v * vector over `axis` of v, which are those of the vector, with all digits.
+
+    The result is spread over devices as v is along the axes that are left. With the
+    vector first XLA:CPU need not transpose v.
+    """
+    left = axes.complement(axis, v.ndim)
+    return lax.dot_general(
+        vector,
+        v,
+        ((tuple(range(vector.ndim)), axis), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        out_sharding=devices.sharding_along(v, left),
+    )
+
+
+def _check_steps(n_steps: int, caller: str) -> int:
+    """Return the steps of power iteration, if they are a number of 1 or more."""
+    try:
+        steps = operator.index(n_steps)
+    except TypeError:
+        steps = 0
+    if steps < 1:
+        raise ValueError(
+            f"{caller}: n_steps must be an integer, at least 1. Received "
+            f"n_steps={n_steps}; the usual value is 1."
+        )
+    return steps
+
+
+def _check_spectral(
+    kernel: jax.Array, stats: Any, axis: int, caller: str
+) -> SpectralStats:
+    """Return the statistics, of arrays, if kernel and statistics fit each other."""
+    if jnp.iscomplexobj(kernel):
+        raise TypeError(
+            f"{caller}: kernel must be real. Received {kernel.dtype}; normalize its "
+            "real and imaginary parts, as one real kernel."
+        )
+    if kernel.ndim < 2:
+        raise ValueError(
+            f"{caller}: kernel must have rank 2 or more. Received shape {kernel.shape};"
+            " biases and scales have no singular values to divide by."
+        )
+    start = f"init_spectral_stats(key, {kernel.shape[axis]})"
+    if not isinstance(stats, SpectralStats):
+        raise TypeError(
+            f"{caller}: stats must be a SpectralStats. Received "
+            f"{type(stats).__name__}; start with {start}."
+        )
+    stats = SpectralStats(*map(jnp.asarray, stats))
+    if stats.u.size != kernel.shape[axis]:
+        raise ValueError(
+            f"{caller}: stats.u must have one value per feature. Received stats.u with "
+            f"shape {stats.u.shape} for a kernel of shape {kernel.shape} with features "
+            f"along axis {axis}; use {start}."
+        )
+    return stats
