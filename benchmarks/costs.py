@@ -9,7 +9,7 @@ import jax
 from benchmarks.shapes import SYNC_DEVICES, Case, Mode
 
 COLLECTIVE = re.compile(
-    r"= .*\b(?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+    r"= .*\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
     r"(?:-start)?\("
 )
 
@@ -50,7 +50,7 @@ def measure_costs(
         bytes_per_element=None if accessed is None else accessed / share,
         residual_per_input=residual,
         temp_bytes=None if memory is None else memory.temp_size_in_bytes,
-        collectives=count_collectives(compiled),
+        collectives=len(list_collectives(compiled)),
     )
 
 
@@ -60,9 +60,9 @@ def bytes_accessed(compiled: Any) -> float | None:
     return analysis.get("bytes accessed")
 
 
-def count_collectives(compiled: Any) -> int:
-    """Return how many operations of a compiled program talk to other devices."""
-    return len(COLLECTIVE.findall(compiled.as_text()))
+def list_collectives(compiled: Any) -> list[str]:
+    """Return the operations of a compiled program that talk to other devices."""
+    return COLLECTIVE.findall(compiled.as_text())
 
 
 def residual_bytes(function: Callable[..., Any], arrays: Sequence[Any]) -> int:

@@ -93,7 +93,7 @@ def measure(
     shift, is_mean = _shift(x, weights, count, over, pack)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = _settle(shift)
-    operands = x, sums.hold(spread(shift, over, x)), weights
+    operands = x, sums.hold(per_channel(shift, over, x)), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
     pack_last = pack and (over.centered or x.dtype.itemsize < 4)
@@ -111,7 +111,7 @@ def measure(
     return pool(moments, over.axis_name, over.axis_index_groups)
 
 
-def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
+def per_channel(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     """Give every channel of `x` the values of its group."""
     if over.channel_groups is None:
         return tree
@@ -129,7 +129,7 @@ def spread(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     return jax.tree.map(repeat, tree)
 
 
-def spread_moments(
+def moments_per_channel(
     pooled: ShiftedMoments, over: Reduction, x: jax.Array
 ) -> ShiftedMoments:
     """Give every channel of `x` the moments of its group; the shift computed once.
@@ -137,7 +137,7 @@ def spread_moments(
     A sum of squares that overflowed becomes NaN: its inverse root, 0, would hide it.
     """
     shown = pooled._replace(m2=pooled.m2 + 0 * pooled.m2)
-    moments = spread(shown, over, x)
+    moments = per_channel(shown, over, x)
     return moments._replace(shift=sums.hold(moments.shift))
 
 
@@ -158,7 +158,7 @@ def moment_tangents(
     Linear in the tangents, with one collective; so its transpose has one as well. A
     tangent of None is zero.
     """
-    moments = spread_moments(pooled, over, x)
+    moments = moments_per_channel(pooled, over, x)
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:

@@ -31,10 +31,10 @@ from jaxnorm.measuring import (
     deviations,
     measure,
     moment_tangents,
+    moments_per_channel,
     nonzero,
+    per_channel,
     replace_unused,
-    spread,
-    spread_moments,
 )
 from jaxnorm.shifted import ShiftedMoments, reciprocal
 from jaxnorm.tangent import tangent
@@ -181,7 +181,7 @@ def _by_moments(
 ) -> tuple[jax.Array, ShiftedMoments]:
     x, weights, scale, bias, eps, add = operands
     pooled = measure(x, weights, over, moments_used=output.moments_used)
-    moments = spread_moments(pooled, over, x)
+    moments = moments_per_channel(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
     half = x.dtype.itemsize < 4
@@ -219,12 +219,12 @@ def _differentiate(
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Return the tangents of the output and of the moments. A tangent of None is 0."""
     x, weights = operands.x, operands.weights
-    moments = spread_moments(pooled, over, x)
+    moments = moments_per_channel(pooled, over, x)
     t_x = tangents.x
     if t_x is not None:
         t_x = t_x.astype(moments.shift.dtype)
     t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
-    t_moments = spread(t_pooled, over, x)
+    t_moments = per_channel(t_pooled, over, x)
     if weights is not None:
         if t_x is None:
             t_x = jnp.zeros_like(x, moments.shift.dtype)

@@ -33,7 +33,7 @@ PAGE = 4096
 
 Axis = tuple[int, ...]
 # Arrays of one rank, of size 1 along axes where they do not vary, or None.
-Operands = Sequence[Any]
+Arrays = Sequence[Any]
 
 
 class Cut(NamedTuple):
@@ -82,7 +82,7 @@ class Cut(NamedTuple):
         """Return what is left of `axis` without the group."""
         return tuple(a for a in axis if a not in self.group)
 
-    def merge(self, operands: Operands) -> list[Any]:
+    def merge(self, operands: Arrays) -> list[Any]:
         """Merge the axes of the group in every operand, and fold the merged one."""
 
         def merge(v: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ class Cut(NamedTuple):
 
         return [None if v is None else merge(v) for v in operands]
 
-    def slices(self, operands: Operands) -> list[list[Any]]:
+    def slices(self, operands: Arrays) -> list[list[Any]]:
         """Return the operands of each slice."""
         starts = [self.size * i for i in range(self.number)]
         starts[-1] -= self.overlap
@@ -128,7 +128,7 @@ class Cut(NamedTuple):
         return jnp.expand_dims(jnp.sum(left, merged), self.group)
 
 
-def cut(operands: Operands, axis: Axis) -> Cut | None:
+def cut(operands: Arrays, axis: Axis) -> Cut | None:
     """Return how to cut along `axis`; the first operand has the full shape.
 
     None if that is short, or the arrays may be spread over devices.

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import arguments, devices, linear, slices
-from jaxnorm.slices import Axis, Operands
+from jaxnorm.slices import Arrays, Axis
 
 # The mean of a part of an array is taken of rows in so many places.
 PLACES = 4
@@ -33,7 +33,7 @@ Terms = Callable[..., tuple[jax.Array, ...]]
 
 
 def sum_terms(
-    f: Terms, operands: Operands, axis: Axis, *, pack_last_axis: bool = False
+    f: Terms, operands: Arrays, axis: Axis, *, pack_last_axis: bool = False
 ) -> tuple[jax.Array, ...]:
     """Return the sums of the arrays f(*operands), one or two, over `axis`, kept.
 
@@ -49,7 +49,7 @@ def sum_terms(
 
 
 def sum_linear_terms(
-    f: Terms, t: jax.Array, operands: Operands, axis: Axis
+    f: Terms, t: jax.Array, operands: Arrays, axis: Axis
 ) -> tuple[jax.Array, ...]:
     """Return the sums of the arrays f(t, *operands), one or two, linear in `t`.
 
@@ -66,7 +66,7 @@ def sum_linear_terms(
 
 def combine(
     f: Callable[..., tuple[jax.Array, jax.Array | None]],
-    operands: Operands,
+    operands: Arrays,
     p: jax.Array,
     q: jax.Array | None,
 ) -> jax.Array:

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-HLO = r"= .*\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+from benchmarks import costs
+
 STABLEHLO = (
     r"\bstablehlo\.(all_reduce|all_gather|all_to_all|reduce_scatter|collective_permute)"
 )
@@ -11,8 +12,7 @@ STABLEHLO = (
 
 def list_collectives(f: Any, *args: Any) -> list[str]:
     """Return the kinds of the collectives that XLA has compiled `f` into."""
-    text = f.lower(*args).compile().as_text()
-    return re.findall(rf"{HLO}(?:-start)?\(", text)
+    return costs.list_collectives(f.lower(*args).compile())
 
 
 def count_collectives(f: Any, *args: Any) -> int:

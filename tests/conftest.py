@@ -1,6 +1,7 @@
 """What every test needs before JAX starts: eight simulated devices, a compile cache."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -34,20 +35,23 @@ def way_to_sum(request, monkeypatch):
 
 
 def sums_of_one_device(monkeypatch, value):
-    from jaxnorm import moments, normalization, slices
+    from jaxnorm import slices
 
     monkeypatch.setattr(slices, "_on_one_device", lambda: value)
-    # What was traced before would be taken for the same program.
-    traced = (
-        normalization.normalize_by_moments,
-        normalization.normalize_by_statistics,
-        moments._measure,
-    )
-    for function in traced:
-        function.clear_cache()
+    forget_what_was_traced()
     yield
-    for function in traced:
-        function.clear_cache()
+    forget_what_was_traced()
+
+
+def forget_what_was_traced():
+    """Clear what every jitted function of the package has kept.
+
+    It would be taken for the same program.
+    """
+    modules = [m for name, m in sys.modules.items() if name.startswith("jaxnorm")]
+    for function in {id(v): v for m in modules for v in vars(m).values()}.values():
+        if hasattr(function, "clear_cache"):
+            function.clear_cache()
 
 
 @pytest.fixture(autouse=True)

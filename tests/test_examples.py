@@ -11,7 +11,6 @@ from pathlib import Path
 
 import chex
 import jax
-import matplotlib.image
 import numpy as np
 import optax
 import pytest
@@ -24,17 +23,12 @@ from examples.common.curves import plot_curves
 from examples.common.histograms import LayerInputs, plot_layer_inputs
 from examples.common.optimizers import is_kernel, make_optimizer, make_schedule
 from examples.common.training import on_all_devices
+from tests.example_parts import assert_is_picture, counting_data
 
 ROOT = Path(__file__).parents[1]
 
 
 # Data.
-
-
-def counting_data(count: int) -> data.Dataset:
-    """Rows that are told apart by their label and by their only pixel."""
-    labels = np.arange(count, dtype=np.int32)
-    return data.Dataset(labels.reshape(-1, 1, 1, 1).astype(np.float32) + 1, labels)
 
 
 @pytest.mark.parametrize("shuffle", [None, 0])
@@ -242,13 +236,6 @@ def test_results_stay_readable_without_finite_numbers(tmp_path):
     broken = LayerInputs([values, 0 * values], [nan * values, 0 * values])
     figure = plot_layer_inputs({"none": broken})
     assert_is_picture(style.save_figure(figure, tmp_path / "layer_inputs.png"))
-
-
-def assert_is_picture(path: Path) -> None:
-    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    pixels = matplotlib.image.imread(path)
-    assert min(pixels.shape[:2]) > 200
-    assert pixels.std() > 0.01
 
 
 # The demo, as its user runs it.

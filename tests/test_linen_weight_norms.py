@@ -37,7 +37,9 @@ def test_spectral_norm_takes_a_traced_flag():
         return norm.apply(variables, x, update_stats=update, mutable=["batch_stats"])
 
     for update in (True, False):
-        assert_trees_close(jax.jit(run)(jnp.array(update)), run(update), rtol=1e-5)
+        # Outputs are sums of terms of size 1: their rounding does not shrink with them.
+        traced = jax.jit(run)(jnp.array(update))
+        assert_trees_close(traced, run(update), rtol=1e-5, atol=1e-6)
 
 
 def test_spectral_norm_that_updates_nothing_needs_no_mutable_statistics():

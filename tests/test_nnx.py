@@ -37,10 +37,12 @@ def test_arguments_are_flaxs(name):
     assert list(mine)[: len(positional)] == positional
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# Flax's nnx fails where the features are not the last axis.
+BOTH_RUN = [case for case in CASES if case.kwargs.get("feature_axes") != 1]
+
+
+@pytest.mark.parametrize("case", BOTH_RUN, ids=str)
 def test_variables_and_outputs_are_flaxs(case):
-    if case.kwargs.get("feature_axes") == 1:
-        return  # fails in Flax
     x = sample()
     inits = {
         "scale_init": nnx.initializers.uniform(),

@@ -17,7 +17,7 @@ from tests.spreading import (
     UNCHECKED,
     spread,
 )
-from tests.test_sync_matrix import NORMS
+from tests.sync_norms import NORMS
 
 ISSUING = [PMAP, CHECKED, UNCHECKED]
 GROUPS = [[0, 4], [1, 5], [2, 6], [3, 7]]

@@ -12,7 +12,7 @@ from examples import sync_bn_shard_map
 from examples.common import data, sync
 from tests.collectives import list_lowered_collectives
 from tests.spreading import AXIS, CHECKED, MAPPED, VMAP, make_mesh, spread
-from tests.test_sync_matrix import NORMS
+from tests.sync_norms import NORMS
 
 PLATFORMS = ["tpu", "cuda", "cpu"]
 

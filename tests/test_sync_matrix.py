@@ -19,47 +19,13 @@ from jax import lax
 
 import jaxnorm as jn
 from tests.spreading import MODES, PMAP, place, spread
+from tests.sync_norms import FEATURES, NORMS
 
 PLACES = ["grad outside", "grad inside"]
 FILLINGS = ["equal", "uneven", "one empty", "all empty"]
 DTYPES = ["float32", "bfloat16"]
 
-FEATURES = 4
 EMPTY_SHARD = slice(6, 8)  # of the 16 positions of which each device holds two
-
-
-def batch(x, scale, bias, **kwargs):
-    return jn.batch_norm(
-        x, jn.init_stats(FEATURES), scale, bias, training=True, **kwargs
-    )
-
-
-def group(x, scale, bias, **kwargs):
-    return jn.group_norm(x, scale, bias, num_groups=2, **kwargs), ()
-
-
-def instance(x, scale, bias, **kwargs):
-    return jn.instance_norm(x, scale, bias, **kwargs), ()
-
-
-def layer(x, scale, bias, **kwargs):
-    scale, bias = scale.reshape(1, 1, -1), bias.reshape(1, 1, -1)
-    return jn.layer_norm(x, scale, bias, axis=(1, 2), **kwargs), ()
-
-
-def rms(x, scale, bias, **kwargs):
-    return jn.rms_norm(x, scale.reshape(1, 1, -1), axis=(1, 2), **kwargs), ()
-
-
-# Each norm, and the axis of x that is spread over the devices: one that it reduces.
-NORMS = {
-    "batch": (batch, 0),
-    "group": (group, 1),
-    "instance": (instance, 1),
-    "layer": (layer, 1),
-    "rms": (rms, 1),
-}
-
 
 CELLS = [(norm, dtype) for dtype in DTYPES for norm in NORMS]
 AXES = {(norm, dtype): NORMS[norm][1] for norm, dtype in CELLS}
