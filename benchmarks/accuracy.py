@@ -18,7 +18,11 @@ from matplotlib.figure import Figure
 import jaxnorm as jn
 from benchmarks.providers import PROVIDERS
 from examples.common import style
-from examples.common.options import one_line_errors, require_positive
+from examples.common.options import (
+    one_line_errors,
+    require_not_negative,
+    require_positive,
+)
 
 EPS = 1e-5
 OFFSETS = (0, 100, 10_000, 1_000_000)  # of the table; the figure has more
@@ -41,6 +45,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
         require_positive(rows=self.rows, channels=self.channels)
+        require_not_negative(seed=self.seed)
 
 
 def fast_variance(x: jax.Array) -> jax.Array:

@@ -33,7 +33,11 @@ from examples.common.optimizers import (
     make_optimizer,
     make_schedule,
 )
-from examples.common.options import one_line_errors, require_positive
+from examples.common.options import (
+    one_line_errors,
+    require_not_negative,
+    require_positive,
+)
 from examples.common.training import Fit, Metrics, fit, measure, on_all_devices
 
 
@@ -82,6 +86,7 @@ class Config:
             depth=self.depth,
             limit=self.limit,
         )
+        require_not_negative(weight_decay=self.weight_decay, seed=self.seed)
         if not self.norms or len(set(self.norms)) < len(self.norms):
             raise ValueError("--norms takes one norm or more, each of them once")
 

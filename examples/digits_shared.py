@@ -24,7 +24,11 @@ from examples.common import data, report, style
 from examples.common.curves import plot_curves
 from examples.common.data import Batch, Dataset
 from examples.common.optimizers import is_kernel, make_schedule
-from examples.common.options import one_line_errors, require_positive
+from examples.common.options import (
+    one_line_errors,
+    require_not_negative,
+    require_positive,
+)
 
 Tree = dict[str, Any]
 HISTORY = "history.json"  # metrics of every epoch so far, beside its checkpoints
@@ -64,6 +68,7 @@ class Config:
             width=self.width,
             limit=self.limit,
         )
+        require_not_negative(seed=self.seed)
 
 
 class Metrics(NamedTuple):

@@ -93,6 +93,7 @@ def test_example_help(example, capsys):
     [
         (sync_bn_jit, {"devices": 0}, "--devices must be positive, and it is 0"),
         (sync_bn_pmap, {"steps": -1}, "--steps must be positive, and it is -1"),
+        (sync_bn_jit, {"seed": -1}, "--seed must not be negative, and it is -1"),
         (sync_bn_multiprocess, {"processes": 0}, "--processes must be positive"),
         (sync_bn_multiprocess, {"grace": 0.0}, "--grace must be positive"),
     ],

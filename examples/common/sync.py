@@ -30,7 +30,11 @@ from examples.common import convnet, data, devices, report, style
 from examples.common.convnet import Network, Params, Stats
 from examples.common.data import Batch, Dataset
 from examples.common.optimizers import make_optimizer
-from examples.common.options import one_line_errors, require_positive
+from examples.common.options import (
+    one_line_errors,
+    require_not_negative,
+    require_positive,
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Config:
         """Refuse what makes no sense before any work is done."""
         options = dataclasses.asdict(self)
         require_positive(**{name: options[name] for name in options if name in SIZES})
+        require_not_negative(seed=self.seed)
 
 
 SIZES = {"devices", "steps", "batch_size", "width", "depth", "learning_rate"}
