@@ -6,6 +6,7 @@ python -m benchmarks --help
 
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -85,17 +86,16 @@ class Config:
 
 def measure(config: Config) -> tuple[list[Any], dict[str, Any]]:
     """Measure what was chosen; return the rows and the environment."""
-    # What was compiled in an earlier run would make the time to compile look short.
-    import jax
-
     from benchmarks.runner import Timing, run
 
-    jax.config.update("jax_enable_compilation_cache", False)
     timing = Timing(
         rounds=0 if config.costs_only else config.rounds or (5 if config.quick else 15),
         sample_seconds=(config.sample_ms or (4 if config.quick else 20)) / 1e3,
     )
-    rows = run(config.cases(), config.chosen_modes(), config.chosen_providers(), timing)
+    with settings.compiled_anew():
+        rows = run(
+            config.cases(), config.chosen_modes(), config.chosen_providers(), timing
+        )
     return rows, {**settings.describe_environment(), "timing": timing._asdict()}
 
 
@@ -124,11 +124,9 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
     }
     written = [report.write_json(config.out / "results.json", content)]
     if means:
-        style.use_style()
-        device = environment["device"] or environment["device_kind"]
-        title = f"{device}, {environment['cores']} cores"
-        figure = plot_ratios(rows, title)
-        written.append(style.save_figure(figure, config.out / "ratios.png"))
+        title = f"{settings.device_name(environment)}, {environment['cores']} cores"
+        draw = partial(plot_ratios, rows, title)
+        written.append(style.draw_figure(draw, config.out / "ratios.png"))
     console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
 
 

@@ -6,6 +6,7 @@ python -m benchmarks.accuracy --help
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -44,7 +45,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
-        require_positive(rows=self.rows, channels=self.channels)
+        require_positive(channels=self.channels)
+        if self.rows < 2:
+            raise ValueError(f"--rows must be 2 or more, and it is {self.rows}")
         require_not_negative(seed=self.seed)
 
 
@@ -156,9 +159,8 @@ def main(config: Config) -> None:
     print(markdown_table(config))
     offsets = np.logspace(0, 6, 13)
     errors = [output_errors(config, offset) for offset in offsets]
-    style.use_style()
-    figure = plot_output_errors(offsets.tolist(), errors)
-    print("Written:", style.save_figure(figure, config.out / "accuracy.png"))
+    draw = partial(plot_output_errors, offsets.tolist(), errors)
+    print("Written:", style.draw_figure(draw, config.out / "accuracy.png"))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ python -m benchmarks.growth
 python -m benchmarks.growth --help
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ PeerName = Literal["linen", "nnx", "haiku", "jax.nn"]
 GrowingOp = Literal["batch_norm", "batch_norm_eval", "layer_norm", "rms_norm"]
 
 AXES = ("elements", "channels")
+SMALLEST = 10**5  # elements, where they grow
 LABELS = {"elements": "elements of the input", "channels": "channels"}
 
 
@@ -59,17 +62,21 @@ class Config:
         names = ("largest", "elements", "channels", "most_channels", "rounds")
         numbers = {name: getattr(self, name) for name in names}
         require_positive(**numbers, sample_ms=self.sample_ms)
+        if not self.ops:
+            raise ValueError("--ops takes one operation or more")
+        if self.largest < SMALLEST or self.channels > SMALLEST:
+            raise ValueError(
+                f"--largest must be {SMALLEST:g} or more, and --channels no more: they "
+                f"are {self.largest:g} and {self.channels}"
+            )
 
 
 def growing_cases(config: Config, op: str) -> dict[str, list[Case]]:
     """Return cases of more and more elements, and of more and more channels."""
-    sizes = [
-        base * 10**power
-        for power in range(5, 9)
-        for base in (1, 3)
-        if base * 10**power <= config.largest
-    ]
-    widths = [2**power for power in range(14) if 2**power <= config.most_channels]
+    powers = range(round(math.log10(config.largest / SMALLEST)) + 1)
+    sizes = [base * SMALLEST * 10**power for power in powers for base in (1, 3)]
+    sizes = [size for size in sizes if size <= config.largest]
+    widths = [2**power for power in range(config.most_channels.bit_length())]
     shapes = {
         "elements": [(size // config.channels, config.channels) for size in sizes],
         "channels": [(int(config.elements) // width, width) for width in widths],
@@ -164,11 +171,10 @@ def main(config: Config) -> None:
         "records": records,
     }
     written = [report.write_json(config.out / "growth.json", content)]
-    style.use_style()
-    device = environment["device"] or environment["device_kind"]
-    title = f"{MODE_LABELS[config.mode]}, {config.dtype}; {device}"
-    figure = plot_growth(records, title)
-    written.append(style.save_figure(figure, config.out / "growth.png"))
+    mode = MODE_LABELS[config.mode]
+    title = f"{mode}, {config.dtype}; {settings.device_name(environment)}"
+    draw = partial(plot_growth, records, title)
+    written.append(style.draw_figure(draw, config.out / "growth.png"))
     print("Written:", *written, sep="\n  ")
 
 

@@ -1,6 +1,7 @@
 """What the rows say: tables for people, geometric means, and JSON for programs."""
 
 import math
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -107,18 +108,20 @@ def cost_table(rows: Sequence[Row]) -> list[TableRow]:
 
 
 def mean_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return geometric means over the shapes, one record an op, dtype and mode.
+    """Return means over the shapes, one record an op, dtype and mode.
 
-    "worst" is the case on which jaxnorm does worst against the fastest JAX peer: the
-    ratio, the peer and the shape.
+    "ratios" are geometric means of times. "worst" is the case on which jaxnorm does
+    worst against the fastest JAX peer: the ratio, the peer and the shape. "bytes" are
+    the bytes per element that XLA counts, of jaxnorm and of each JAX peer.
     """
-    records = []
+    records: list[dict[str, Any]] = []
     for op, dtype, mode in product(OPS, DTYPES, MODES):
         where = {"op": op, "dtype": dtype, "mode": mode}
         if timed_mean(rows, **where, provider=SUBJECT) is None:
             continue
         means = {p: timed_mean(rows, **where, provider=p) for p in peers_of(rows)}
-        records.append({**where, "ratios": means, "worst": _worst(rows, **where)})
+        worst, moved = _worst(rows, **where), _mean_bytes(rows, **where)
+        records.append({**where, "ratios": means, "worst": worst, "bytes": moved})
     return records
 
 
@@ -139,6 +142,18 @@ def mean_table(rows: Sequence[Row]) -> list[TableRow]:
         }
         for record in mean_records(rows)
     ]
+
+
+def _mean_bytes(
+    rows: Sequence[Row], *, op: str, dtype: str, mode: str
+) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if (row.case.op, row.case.dtype, row.mode) == (op, dtype, mode):
+            counted = row.costs and row.costs.bytes_per_element
+            if counted is not None:
+                found.setdefault(row.provider, []).append(counted)
+    return {provider: statistics.mean(counts) for provider, counts in found.items()}
 
 
 def _worst(

@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 from tqdm import tqdm
 
+from benchmarks import settings
 from benchmarks.costs import Costs
 from benchmarks.programs import Program, compile_case, copy_run, make_inputs
 from benchmarks.providers import SUBJECT, Provider
 from benchmarks.shapes import OPS, SYNC_DEVICES, Case, Mode
 from benchmarks.timing import Summary, Timing, summarize, time_in_turns
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def measure(
     inputs = make_inputs(case, mode)
     compiled = {
         provider.name: compile_case(provider, case, mode, inputs)
-        for provider in _shuffled(providers, f"{case} {mode}")
+        for provider in shuffled(providers, f"{case} {mode}")
     }
     programs: dict[str, Program] = {
         provider.name: program
@@ -148,7 +152,7 @@ def _row(case: Case, mode: Mode, name: str, program: Program, **measured) -> Row
     )
 
 
-def _shuffled(providers: Sequence[Provider], row: str) -> list[Provider]:
+def shuffled(providers: Sequence[Item], row: str) -> list[Item]:
     """Return the providers in an order of this row, the same in every run."""
     return random.Random(row).sample(providers, len(providers))
 
@@ -169,4 +173,5 @@ def _run_by_name(
 ) -> list[Row]:
     from benchmarks.providers import PROVIDERS
 
-    return run_here(cases, modes, [PROVIDERS[name] for name in names], timing)
+    with settings.compiled_anew():
+        return run_here(cases, modes, [PROVIDERS[name] for name in names], timing)

@@ -9,7 +9,8 @@ import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 ALLOCATOR = {
@@ -44,6 +45,19 @@ def restart_with_settings(module: str, arguments: Sequence[str]) -> None:
         os.execve(sys.executable, command, {**os.environ, **missing})
 
 
+@contextmanager
+def compiled_anew() -> Iterator[None]:
+    """Compile without JAX's cache, which would make the time to compile look short."""
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
 def count_cores() -> int:
     """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -67,6 +81,11 @@ def describe_environment() -> dict[str, Any]:
         "versions": {name: _version(name) for name in PACKAGES},
         "settings": {name: os.environ.get(name) for name in names},
     }
+
+
+def device_name(environment: dict[str, Any]) -> str:
+    """Return what figures call the device."""
+    return environment["device"] or environment["device_kind"]
 
 
 def _version(package: str) -> str | None:

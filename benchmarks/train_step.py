@@ -62,6 +62,9 @@ class Config:
             raise ValueError(
                 f"--width must be a multiple of the 8 heads, and it is {self.width}"
             )
+        for name, values in (("networks", self.networks), ("peers", self.peers)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} takes one or more, each of them once")
 
 
 def make_network(config: Config, name: str, provider: Provider, scan: bool) -> Any:
@@ -89,6 +92,7 @@ def make_network(config: Config, name: str, provider: Provider, scan: bool) -> A
         assert function is not None
         return function
 
+    norms(1)  # imports the library, before anything is timed
     return make(norms, jnp.dtype(config.dtype), scan=scan)
 
 
@@ -135,18 +139,23 @@ def compile_step(network: Any) -> tuple[Callable[[], float], dict[str, Any]]:
 
 def measure_steps(config: Config) -> list[dict[str, Any]]:
     """Return one record a network, way to run its blocks, and provider."""
+    from benchmarks.runner import shuffled
     from benchmarks.timing import Timing, summarize, time_in_turns
 
     records = []
+    providers = (SUBJECT, *config.peers)
     timing = Timing(config.rounds, sample_seconds=0.05)
     for name in config.networks:
         for scan in (False, True):
-            steps = {
-                provider: compile_step(
-                    make_network(config, name, PROVIDERS[provider], scan)
-                )
-                for provider in (SUBJECT, *config.peers)
+            networks = {
+                provider: make_network(config, name, PROVIDERS[provider], scan)
+                for provider in providers
             }
+            compiled = {
+                provider: compile_step(networks[provider])
+                for provider in shuffled(providers, f"{name} {scan}")
+            }
+            steps = {provider: compiled[provider] for provider in providers}
             losses = {provider: run() for provider, (run, _) in steps.items()}
             runs = {provider: run for provider, (run, _) in steps.items()}
             samples = time_in_turns(runs, timing)
@@ -226,7 +235,8 @@ def main(config: Config) -> None:
 
     with one_line_errors(OSError):
         config.out.mkdir(parents=True, exist_ok=True)
-    records = measure_steps(config)
+    with settings.compiled_anew():
+        records = measure_steps(config)
     table = [table_row(record) for record in records]
     report.print_table(make_console(), "A training step", table)
     environment = settings.describe_environment()
@@ -236,10 +246,9 @@ def main(config: Config) -> None:
         "records": records,
     }
     written = [report.write_json(config.out / "train_step.json", content)]
-    style.use_style()
-    device = environment["device"] or environment["device_kind"]
-    figure = plot_steps(records, f"A training step, {config.dtype}; {device}")
-    written.append(style.save_figure(figure, config.out / "train_step.png"))
+    title = f"A training step, {config.dtype}; {settings.device_name(environment)}"
+    draw = partial(plot_steps, records, title)
+    written.append(style.draw_figure(draw, config.out / "train_step.png"))
     print("Written:", *written, sep="\n  ")
 
 

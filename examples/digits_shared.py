@@ -44,7 +44,8 @@ class Config:
     clip: float = 1.0
     """The largest norm of a gradient; longer ones are cut to it."""
     epochs: int = 10
-    """How often every training image is seen, with the epochs of a resumed run."""
+    """How often every training image is seen, with the epochs of a resumed run. The
+    learning rate falls to 0 over all of them: a resumed run with more begins higher."""
     batch_size: int = 64
     """Images in a step."""
     width: int = 16
@@ -166,7 +167,8 @@ def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str,
 
 def begin(config: Config, learner: Learner) -> tuple[Any, int]:
     """Return the state to begin with, and how many epochs it has seen."""
-    found = sorted(config.out.glob("epoch_*"))
+    # Not what a save that was interrupted has left, whose name goes on.
+    found = sorted(config.out.glob("epoch_[0-9][0-9][0-9][0-9]"))
     if not config.resume:
         if found:
             raise CheckpointError(

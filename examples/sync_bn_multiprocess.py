@@ -56,17 +56,17 @@ class Config(sync.Config):
     """
 
     devices: int = 2
-    """Simulated CPU devices of each process on this machine."""
+    """Simulated CPU devices of each process; not with --cluster."""
     processes: int = 2
-    """Processes to start on this machine."""
+    """Processes to start on this machine; not with --cluster."""
     cluster: bool = False
     """Join the processes that a cluster's launcher has started; start none."""
     checkpoint_every: int = 10
     """Steps from one checkpoint to the next."""
     resume: bool = False
-    """Go on from the last checkpoint in --out, instead of from the start."""
+    """Go on from the last checkpoint in --out, instead of replacing what is there."""
     grace: float = 5.0
-    """Seconds that processes on this machine have for ending after one has died."""
+    """Seconds that processes have to end after one has died; not with --cluster."""
     heartbeat_timeout: int = 10
     """Seconds after which a process that is not heard of is taken for dead."""
     out: Path = Path("runs/sync_bn_multiprocess")
@@ -134,6 +134,11 @@ def train_with_checkpoints(
     )
     with ocp.CheckpointManager(directory, options=options) as checkpoints:
         done = checkpoints.latest_step() or 0
+        if done and not config.resume:
+            sys.exit(
+                f"error: {directory} holds a checkpoint of step {done}; go on from it "
+                "with --resume, or choose another --out"
+            )
         if done:
             saved = checkpoints.restore(
                 done, args=ocp.args.StandardRestore({"state": state, "losses": losses})
@@ -199,8 +204,10 @@ def main(config: Config) -> None:
         work(config)
         return
     with one_line_errors(OSError):
-        if not config.resume:
-            shutil.rmtree(config.out / "checkpoints", ignore_errors=True)
+        old = config.out / "checkpoints"
+        if old.exists() and not config.resume:
+            print(f"Replacing the checkpoints of an earlier run in {old}", flush=True)
+            shutil.rmtree(old)
         config.out.mkdir(parents=True, exist_ok=True)
     with one_line_errors(launcher.ProcessFailedError):
         launcher.launch(

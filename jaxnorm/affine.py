@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxnorm import sums
+from jaxnorm.options import ACTIVATIONS
 from jaxnorm.shifted import ShiftedMoments
 
 # Of so many float32 channels or fewer, LLVM compiles a loop of one product and one sum
 # badly: it loads and stores by turns. With a second product it is faster.
 FEW_CHANNELS = 64
-
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
 class Operands(NamedTuple):

@@ -19,7 +19,7 @@ def statistics_dtype(dtype: Any) -> np.dtype:
 
 def check_input(x: ArrayLike, *, caller: str, name: str = "x") -> jax.Array:
     """Return `x` as an array of floating-point or complex dtype."""
-    array = _as_array(x, caller=caller, name=name)
+    array = as_array(x, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
             f"{caller}: {name} must have a floating-point or complex dtype. Received "
@@ -45,7 +45,7 @@ def expand_parameter(
     """
     if parameter is None:
         return None
-    array = _as_array(parameter, caller=caller, name=name)
+    array = as_array(parameter, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.number):
         raise TypeError(
             f"{caller}: {name} must hold numbers. Received {array.dtype}; convert it "
@@ -114,7 +114,7 @@ def expand_weights(
     """Give weights the rank of `x` by NumPy's broadcasting rules."""
     if weights is None:
         return None
-    array = _as_array(weights, caller=caller, name=name)
+    array = as_array(weights, caller=caller, name=name)
     if jnp.iscomplexobj(array):
         raise TypeError(
             f"{caller}: {name} must be bool or real. Received {array.dtype}; pass "
@@ -130,7 +130,7 @@ def expand_weights(
         raise ValueError(
             f"{caller}: {name} must broadcast to x. Received {name} with shape "
             f"{array.shape} for x with shape {x.shape}; a mask of the batch has shape "
-            f"{(x.shape[:1] + (1,) * (x.ndim - 1))}."
+            f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
         )
     if array.dtype == bool:
         return array.reshape(shape)
@@ -148,7 +148,7 @@ def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array 
     """Return what is added to the output, if it has the shape of `x`."""
     if add is None:
         return None
-    array = _as_array(add, caller=caller, name="add")
+    array = as_array(add, caller=caller, name="add")
     if array.shape != x.shape:
         raise ValueError(
             f"{caller}: add must have the shape of x. Received add with shape "
@@ -204,6 +204,13 @@ def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
                 f"moments.{name} with shape {jnp.shape(leaf)} for stats with shape "
                 f"{shape}; reduce every axis but the features."
             )
+    if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(stats.mean):
+        dtype = jnp.asarray(moments.mean).dtype
+        raise TypeError(
+            f"{caller}: complex moments have a complex mean. Received moments.mean of "
+            f"{dtype} and stats.mean of {stats.mean.dtype}; use "
+            f"jaxnorm.init_stats(..., dtype={dtype})."
+        )
     return stats
 
 
@@ -265,7 +272,8 @@ def _as_arrays(stats: Any, *, caller: str) -> Any:
     return stats
 
 
-def _as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
+def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
+    """Return `value` as an array."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):

@@ -1,8 +1,7 @@
 """Which axes are reduced, which are kept, and what must hold of them.
 
-Errors are of one form, here, in `arguments` and in `options`: the rule, what was
-received, how to mend it. They are raised at trace time, at the door; what is behind it
-trusts its arguments.
+Errors are of one form, here and everywhere: the rule, what was received, how to mend
+it. They are raised at trace time, at the door; what is behind it trusts its arguments.
 """
 
 import math

@@ -22,10 +22,14 @@ Function = Callable[..., tuple[jax.Array, ...]]
 
 
 class Forms(NamedTuple):
-    """One function in two forms that compute the same."""
+    """One function in two forms, either of which will do."""
 
     plain: Function
     cpu: Function
+
+    def map(self, change: Callable[[Function], Function]) -> "Forms":
+        """Return both forms changed."""
+        return Forms(change(self.plain), change(self.cpu))
 
 
 def call(
@@ -51,7 +55,7 @@ def call(
 
             return flat
 
-        forward, transpose = (Forms(*map(of_leaves, f)) for f in (forward, transpose))
+        forward, transpose = (f.map(of_leaves) for f in (forward, transpose))
     params = {"forward": forward, "transpose": transpose, "operands": count}
     return tuple(_linear.bind(*leaves, *args, **params))
 
@@ -121,7 +125,7 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
         v if i < count and d is None else batching.bdim_at_front(v, d, axis.size)
         for i, (v, d) in enumerate(zip(values, dims, strict=True))
     ]
-    forms = {key: Forms(*map(batched, params[key])) for key in ("forward", "transpose")}
+    forms = {key: params[key].map(batched) for key in ("forward", "transpose")}
     out = _linear.bind(*values, operands=count, **forms)
     return out, [0] * len(out)
 

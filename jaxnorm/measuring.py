@@ -14,14 +14,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, devices, sums
 from jaxnorm.axes import AxisName
 from jaxnorm.devices import Groups
-from jaxnorm.shifted import ShiftedMoments, inner, pool, reciprocal, square
+from jaxnorm.shifted import (
+    ShiftedMoments,
+    inner,
+    pool,
+    reciprocal,
+    settle,
+    square,
+)
 
 Tree = TypeVar("Tree")
 
@@ -92,7 +98,7 @@ def measure(
     count = _sum_groups(_count(x, weights, over.axis), over, x)
     shift, is_mean = _shift(x, weights, count, over, pack)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
-        shift = _settle(shift)
+        shift = settle(shift)
     operands = x, sums.hold(per_channel(shift, over, x)), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
@@ -135,9 +141,12 @@ def moments_per_channel(
     """Give every channel of `x` the moments of its group; the shift computed once.
 
     A sum of squares that overflowed becomes NaN: its inverse root, 0, would hide it.
+    (Not of rows in half precision: XLA:CPU makes one kernel of their moments and the
+    output only if m2 is used once.)
     """
-    shown = pooled._replace(m2=pooled.m2 + 0 * pooled.m2)
-    moments = per_channel(shown, over, x)
+    if x.dtype.itemsize >= 4 or x.ndim - 1 not in over.axis:
+        pooled = pooled._replace(m2=pooled.m2 + 0 * pooled.m2)
+    moments = per_channel(pooled, over, x)
     return moments._replace(shift=sums.hold(moments.shift))
 
 
@@ -228,7 +237,7 @@ def _shift(
     One for all channels of a group. Moments that are not centered are about 0.
     """
     wide = x.astype(arguments.statistics_dtype(x.dtype))
-    if not over.centered:
+    if not over.centered:  # the sum is dropped: only its type is looked at
         return jnp.zeros_like(_sum(wide, over.axis)), True
     if weights is not None:
         total = _sum(_weigh(wide, weights), over.axis)
@@ -269,19 +278,6 @@ def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
 
 def _positive(weights: jax.Array) -> jax.Array:
     return weights if weights.dtype == bool else weights > 0
-
-
-def _settle(shift: jax.Array) -> jax.Array:
-    """Return a finite value as it is, so that all users see it rounded alike.
-
-    XLA computes a value anew where it is used, and there may fuse its last product into
-    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
-    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Taking the
-    larger of two cannot be fused so (optimization_barrier is dropped on CPU).
-    """
-    if jnp.iscomplexobj(shift):
-        return lax.complex(_settle(shift.real), _settle(shift.imag))
-    return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
 
 
 def _sum_groups(tree: Tree, over: Reduction, x: jax.Array) -> Tree:

@@ -223,20 +223,23 @@ def _differentiate(
     t_x = tangents.x
     if t_x is not None:
         t_x = t_x.astype(moments.shift.dtype)
-    t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
-    t_moments = per_channel(t_pooled, over, x)
-    if weights is not None:
-        if t_x is None:
-            t_x = jnp.zeros_like(x, moments.shift.dtype)
-        t_x = replace_unused(t_x, t_moments.mean, x, weights)
-
-    t_var = (t_moments.m2 - moments.var * t_moments.count) * reciprocal(moments.count)
+    t_mean, t_var = None, None
+    if t_x is None and tangents.weights is None:  # then the moments do not move
+        t_pooled = jax.tree.map(jnp.zeros_like, pooled)
+    else:
+        t_pooled = moment_tangents(x, weights, t_x, tangents.weights, pooled, over)
+        t_count, _, t_mean, t_m2 = per_channel(t_pooled, over, x)
+        t_var = (t_m2 - moments.var * t_count) * reciprocal(moments.count)
+        if weights is not None:
+            if t_x is None:
+                t_x = jnp.zeros_like(x, moments.shift.dtype)
+            t_x = replace_unused(t_x, t_mean, x, weights)
     t_y = tangent(
         activation,
         operands,
         moments,
         tangents._replace(x=t_x),
-        t_moments.mean if over.centered else None,
+        t_mean if over.centered else None,
         t_var,
         has_remainder=over.centered,
     )

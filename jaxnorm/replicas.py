@@ -13,6 +13,8 @@ from jaxnorm.axes import AxisName
 from jaxnorm.running import NormStats
 from jaxnorm.shifted import ShiftedMoments, merge, reciprocal
 
+MOST = 20  # copies that an error names
+
 
 def merge_stats(
     stats: NormStats | Sequence[NormStats],
@@ -44,8 +46,8 @@ def merge_stats(
     Raises:
       TypeError: if `stats` is neither one NormStats nor a sequence of them; with
         `axis_name`, if it is not one.
-      ValueError: if `method` is neither of the two, there is no replica, their shapes
-        differ, or `axis_name` is not bound.
+      ValueError: if `method` is neither of the two, there is no replica, shapes
+        disagree, or `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,18 +90,18 @@ def _stacked(
                 f"device. Received {type(stats).__name__}; leave axis_name out to "
                 "merge a sequence."
             )
-        return devices.gather(stats, axis_name)
+        return devices.gather(jax.tree.map(jnp.asarray, stats), axis_name)
     if isinstance(stats, NormStats):
         # With one axis it may as well be that of the features.
-        if not jnp.ndim(stats.weight) or jnp.ndim(stats.mean) < 2:
+        mean, var, weight = (jnp.shape(leaf) for leaf in stats)
+        if len(mean) < 2 or var != mean or weight not in (mean[:1], mean):
             raise ValueError(
                 f"{caller}: the leaves of one NormStats must have a leading axis of "
-                "replicas, and mean and var one of features. Received those of a "
-                f"single replica, a mean of shape {jnp.shape(stats.mean)} and a weight "
-                f"of shape {jnp.shape(stats.weight)}; pass a sequence of replicas, or "
-                "axis_name inside pmap or shard_map."
+                "replicas, and mean and var one of features. Received (mean, var, "
+                f"weight) of shapes {mean}, {var}, {weight}; pass a sequence of "
+                "replicas, or axis_name inside pmap or shard_map."
             )
-        return stats
+        return jax.tree.map(jnp.asarray, stats)
     is_sequence = isinstance(stats, Sequence)
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
@@ -167,10 +169,11 @@ def check_replicas(
                     f"{names[0]} by {difference:.3g}"
                 )
     if found:
+        more = f", and {len(found) - MOST} more" if len(found) > MOST else ""
         raise ValueError(
             f"check_replicas: replicas must agree to rtol={rtol} and atol={atol}. "
-            f"Received {', '.join(found)}; pool with axis_name, or merge them with "
-            "jaxnorm.merge_stats."
+            f"Received {', '.join(found[:MOST])}{more}; pool with axis_name, or merge "
+            "them with jaxnorm.merge_stats."
         )
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, devices, options
@@ -70,13 +71,13 @@ def init_stats(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
         )
-    if not all(isinstance(n, int | np.integer) for n in shape):
+    if not all(isinstance(n, int | np.integer) or is_symbolic_dim(n) for n in shape):
         raise TypeError(
             "init_stats: num_features must be an integer, or a sequence of them. "
             f"Received {type(num_features).__name__}; pass the size of the feature "
             "axis, x.shape[-1]."
         )
-    if min(shape, default=0) < 0:
+    if any(not is_symbolic_dim(n) and n < 0 for n in shape):
         raise ValueError(
             "init_stats: num_features must not be negative. Received "
             f"num_features={num_features}; pass the size of the feature axis, "

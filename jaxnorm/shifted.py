@@ -5,7 +5,9 @@ float32 mean, rounds away up to half a unit in its last place: at mean/std = 1e6
 3% of std. So they travel apart until the very end.
 
 Devices exchange (count, shift, mean, m2) in one collective, and each merges the same
-list in the same order, so all of them hold the same bits.
+list in the same order, so all of them hold the same bits. That list grows with their
+number. Many devices take two collectives instead, of the size of the statistics: the
+first finds a mean, from which they then all measure.
 """
 
 from functools import partial
@@ -18,6 +20,9 @@ from jax import lax
 from jaxnorm import devices
 from jaxnorm.axes import AxisName
 from jaxnorm.devices import Groups
+
+# Of more devices than these, a list of what each has costs more than a second round.
+FEW_DEVICES = 32
 
 
 class ShiftedMoments(NamedTuple):
@@ -60,12 +65,46 @@ def pool(
     """Merge the moments of all devices along `axis_name`, or of this one's group."""
     if axis_name is None:
         return moments
+    if lax.axis_size(axis_name) > FEW_DEVICES:
+        return _pool_in_two_rounds(moments, axis_name, groups)
     parts = devices.gather(moments, axis_name)
     if groups is not None:
         mine = devices.same_group(axis_name, groups)
         mine = mine.reshape((-1,) + (1,) * (parts.count.ndim - 1))
         parts = parts._replace(count=jnp.where(mine, parts.count, 0))
     return merge(parts)
+
+
+def _pool_in_two_rounds(
+    moments: ShiftedMoments, axis_name: AxisName, groups: Groups | None
+) -> ShiftedMoments:
+    """Find a common shift near the mean of all, then sum what is relative to it."""
+    count, own_shift, own_mean, own_m2 = moments
+    present = count > 0
+
+    def add(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return devices.sum_over_devices(values, axis_name, groups)
+
+    total, weighted = add(count, jnp.where(present, count * (own_shift + own_mean), 0))
+    shift = settle(weighted * reciprocal(total))
+    offset = jnp.where(present, (own_shift - shift) + own_mean, 0)
+    m2 = jnp.where(present, own_m2, 0) + count * square(offset)
+    offsets, m2 = add(count * offset, m2)
+    mean = offsets * reciprocal(total)
+    return ShiftedMoments(total, shift, mean, jnp.maximum(m2 - total * square(mean), 0))
+
+
+def settle(shift: jax.Array) -> jax.Array:
+    """Return a finite value as it is, so that all users see it rounded alike.
+
+    XLA computes a value anew where it is used, and there may fuse its last product into
+    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
+    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Taking the
+    larger of two cannot be fused so (optimization_barrier is dropped on CPU).
+    """
+    if jnp.iscomplexobj(shift):
+        return lax.complex(settle(shift.real), settle(shift.imag))
+    return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
 
 
 def reciprocal(count: jax.Array) -> jax.Array:

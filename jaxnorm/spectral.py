@@ -70,8 +70,10 @@ def init_spectral_stats(
             f"{caller}: dtype must be floating-point. Received {dtype.name}; the usual "
             "one is float32."
         )
-    u = jax.random.normal(key, (num_features,), dtype)
-    return SpectralStats(_unit(u, 0.0), jnp.ones((), dtype))
+    wide = arguments.statistics_dtype(dtype)
+    u = jax.random.normal(key, (num_features,), wide)
+    u = u * lax.rsqrt(jnp.sum(square(u)))
+    return SpectralStats(u.astype(dtype), jnp.ones((), dtype))
 
 
 def spectral_norm(
@@ -92,7 +94,8 @@ def spectral_norm(
       a \leftarrow \frac{V^T b}{\lVert V^T b \rVert}
 
     V is the kernel as a matrix, a is `stats.u`, and the arrows are one step of power
-    iteration. No gradient passes through a and b. A kernel of zeros stays as it is.
+    iteration. No gradient passes through a and b. A kernel of zeros stays as it is, and
+    leaves a as it is; so does one that is not finite.
 
     Args:
       kernel: v, of a floating-point dtype and rank 2 or more; axes other than
@@ -102,7 +105,7 @@ def spectral_norm(
         or a traced one. The power iteration runs in both, so the output is the same.
         (PyTorch does not iterate in evaluation.)
       n_steps: steps of power iteration, at least 1.
-      eps: added to squared lengths; positive.
+      eps: a vector of no greater squared length counts as zero; positive.
       feature_axis: the axis of the features.
       dtype: dtype of the output; None is that of `kernel`.
 
@@ -143,10 +146,13 @@ def spectral_norm(
     # its derivative where they are exact.
     constant, u = lax.stop_gradient((v, stats.u))
     rows = axes.complement(features, kernel.ndim)
-    right, left = u.reshape(-1).astype(v.dtype), jnp.zeros(0, v.dtype)
+    right = u.reshape(-1).astype(v.dtype)
+    right = _unit(right, 0.0, otherwise=right)
     for _ in range(n_steps):
-        left = _unit(_product(constant, right, features), eps)
-        right = _unit(_product(constant, left, rows), eps)
+        image = _product(constant, right, features)
+        left = _unit(image, eps, otherwise=jnp.zeros_like(image))
+        image = _product(constant, left, rows)
+        right = _unit(image, eps, otherwise=devices.shard_like(right, image))
     sigma = jnp.sum(left * _product(v, right, features))
     u = devices.shard_like(right.reshape(u.shape).astype(u.dtype), stats.u)
     new = SpectralStats(u, lax.stop_gradient(sigma).astype(stats.sigma.dtype))
@@ -154,8 +160,11 @@ def spectral_norm(
     return (v / jnp.where(sigma != 0, sigma, 1)).astype(dtype), stats
 
 
-def _unit(vector: jax.Array, eps: ArrayLike) -> jax.Array:
-    return vector * lax.rsqrt(jnp.sum(square(vector)) + eps)
+def _unit(vector: jax.Array, eps: ArrayLike, *, otherwise: jax.Array) -> jax.Array:
+    """Return the vector at length 1, where its length is finite and not about 0."""
+    squared = jnp.sum(square(vector))
+    has_length = (squared > eps) & jnp.isfinite(squared)
+    return jnp.where(has_length, vector * lax.rsqrt(squared), otherwise)
 
 
 def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Array:

@@ -121,11 +121,12 @@ def approximate_mean(
     pieces, size = (0, 0) if cut is None else _sample(cut, pack_last_axis)
     if cut is None or not size:
         return plain(x)[0], True
-    sampled = partial(_mean_of_sample, axis, cut, pieces, size)
-    if cut.along_last_axis:  # elsewhere the sums over a row are fused with its output
-        (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
-    else:
-        (mean,) = sampled(x)
+    sample = partial(_mean_of_sample, axis, cut, pieces, size)
+    sampled = partial(sample, packed=True)
+    if not cut.along_last_axis:
+        plain = partial(sample, packed=False)
+    # Elsewhere the sums over a row are fused with its output: there of all of it.
+    (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
     return mean, False
 
 
@@ -145,23 +146,29 @@ def hold_cotangent(x: jax.Array) -> jax.Array:
 
 
 def _mean_of_sample(
-    axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array
+    axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array, *, packed: bool
 ) -> tuple[jax.Array]:
     """Return the mean of so many slices in each place, in the dtype of statistics."""
     (merged,) = cut.merge((x,))
 
-    def part(place: int, piece: int) -> jax.Array:
-        start = place * (cut.length // PLACES) + piece * size
-        rows = lax.slice_in_dim(merged, start, start + size, axis=cut.rows)
-        return rows.astype(arguments.statistics_dtype(x.dtype))
+    def rows(place: int, first: int, count: int) -> jax.Array:
+        start = place * (cut.length // PLACES) + first
+        part = lax.slice_in_dim(merged, start, start + count, axis=cut.rows)
+        return part.astype(arguments.statistics_dtype(x.dtype))
 
-    pairs = [
-        lax.complex(part(place, piece), part(place + 1, piece))
-        for place in range(0, PLACES, 2)
-        for piece in range(pieces)
-    ]
-    total = cut.reduce(slices.tree_sum(pairs))
-    mean = (total.real + total.imag) / (PLACES * pieces * size * cut.fold)
+    if packed:
+        pairs = [
+            lax.complex(rows(place, first, size), rows(place + 1, first, size))
+            for place in range(0, PLACES, 2)
+            for first in range(0, pieces * size, size)
+        ]
+        pair = cut.reduce(slices.tree_sum(pairs))
+        total = pair.real + pair.imag
+    else:
+        parts = [rows(place, 0, pieces * size) for place in range(PLACES)]
+        each = [jnp.sum(part, cut.rows, keepdims=True) for part in parts]
+        total = cut.reduce(slices.tree_sum(each))
+    mean = total / (PLACES * pieces * size * cut.fold)
     return (jnp.mean(mean, cut.others(axis), keepdims=True),)
 
 

@@ -32,7 +32,6 @@ from jax import lax
 
 from jaxnorm import sums
 from jaxnorm.affine import (
-    ACTIVATIONS,
     Operands,
     constant_within_sets,
     gain_and_offset,
@@ -40,6 +39,7 @@ from jaxnorm.affine import (
     times,
 )
 from jaxnorm.measuring import deviations, replace_unused
+from jaxnorm.options import ACTIVATIONS
 from jaxnorm.shifted import ShiftedMoments
 
 
@@ -117,7 +117,8 @@ def _coefficients(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return p and q, without scale and bias; a q of None is 0."""
     zero = jnp.zeros((1,) * inverse.ndim, inverse.dtype)
-    p = -0.5 * inverse**3 * (_or(t_var, zero) + _or(t_eps, zero))
+    # In this order, so that nothing overflows where all is small.
+    p = -0.5 * inverse * (inverse * (inverse * (_or(t_var, zero) + _or(t_eps, zero))))
     return p, None if t_mean is None else -inverse * t_mean
 
 

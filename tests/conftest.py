@@ -39,7 +39,19 @@ def sums_of_one_device(monkeypatch, value):
 
     monkeypatch.setattr(slices, "_on_one_device", lambda: value)
     forget_what_was_traced()
-    yield
+    yield value
+    forget_what_was_traced()
+
+
+@pytest.fixture(params=["few", "many"])
+def number_of_devices(request, monkeypatch):
+    """Run a test as on few devices, then as on many."""
+    from jaxnorm import shifted
+
+    if request.param == "many":
+        monkeypatch.setattr(shifted, "FEW_DEVICES", 1)
+    forget_what_was_traced()
+    yield request.param
     forget_what_was_traced()
 
 

@@ -446,17 +446,36 @@ ERRORS = {
         lambda: jn.merge_stats(STATS),
         ValueError,
         "merge_stats: the leaves of one NormStats must have a leading axis of "
-        "replicas, and mean and var one of features. Received those of a single "
-        "replica, a mean of shape (6,) and a weight of shape (); pass a sequence of "
-        "replicas, or axis_name inside pmap or shard_map.",
+        "replicas, and mean and var one of features. Received (mean, var, weight) of "
+        "shapes (6,), (6,), (); pass a sequence of replicas, or axis_name inside pmap "
+        "or shard_map.",
+    ),
+    "replicas with one weight for all of them": (
+        lambda: jn.merge_stats(
+            jn.NormStats(jnp.ones((8, 3)), jnp.ones((8, 3)), jnp.ones(1))
+        ),
+        ValueError,
+        "merge_stats: the leaves of one NormStats must have a leading axis of "
+        "replicas, and mean and var one of features. Received (mean, var, weight) of "
+        "shapes (8, 3), (8, 3), (1,); pass a sequence of replicas, or axis_name inside "
+        "pmap or shard_map.",
+    ),
+    "complex moments for real statistics": (
+        lambda: jn.update_stats(
+            STATS, jn.compute_moments(X.astype(jnp.complex64), axis=0)
+        ),
+        TypeError,
+        "update_stats: complex moments have a complex mean. Received moments.mean of "
+        "complex64 and stats.mean of float32; use jaxnorm.init_stats(..., "
+        "dtype=complex64).",
     ),
     "one replica with a weight for every feature": (
         lambda: jn.merge_stats(STATS._replace(weight=jnp.zeros(6))),
         ValueError,
         "merge_stats: the leaves of one NormStats must have a leading axis of "
-        "replicas, and mean and var one of features. Received those of a single "
-        "replica, a mean of shape (6,) and a weight of shape (6,); pass a sequence of "
-        "replicas, or axis_name inside pmap or shard_map.",
+        "replicas, and mean and var one of features. Received (mean, var, weight) of "
+        "shapes (6,), (6,), (6,); pass a sequence of replicas, or axis_name inside "
+        "pmap or shard_map.",
     ),
     "replicas in a dictionary": (
         lambda: jn.merge_stats({"a": STATS}),

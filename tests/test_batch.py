@@ -32,8 +32,9 @@ class BatchNormTest(chex.TestCase):
         stats = jn.NormStats(BIAS, SCALE**2, jnp.float32(1))
         f = self.variant(lambda x, s: jn.batch_norm(x, s, SCALE, BIAS, training=False))
         y, after = f(X, stats)
-        expected = (X - BIAS) / np.sqrt(SCALE**2 + 1e-5) * SCALE + BIAS
-        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+        x, scale, bias = (v.astype(np.float64) for v in (X, SCALE, BIAS))
+        expected = (x - bias) / np.sqrt(scale**2 + 1e-5) * scale + bias
+        np.testing.assert_allclose(y, expected, rtol=2e-6, atol=2e-6)
         chex.assert_trees_all_equal(after, stats)
 
 

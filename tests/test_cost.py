@@ -125,3 +125,14 @@ def test_small_values_are_computed_once(op, dtype, mode):
     counts = computed_for_each_element(program, case.size)
     # One: the sum of the two halves of a complex number.
     assert counts and max(counts) <= 1
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+def test_rows_in_half_precision_are_one_kernel(op):
+    """It reads the input and writes the output, as Flax's does."""
+    own, flax = (
+        costs(op, "bfloat16", "forward", provider).bytes_per_element
+        for provider in ("jaxnorm", "linen")
+    )
+    assert own <= 1.01 * flax

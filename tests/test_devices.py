@@ -35,6 +35,24 @@ def test_one_feature_vector_a_device():
     chex.assert_trees_all_close((y, stats), expected, rtol=2e-6, atol=1e-6)
 
 
+def test_many_examples_mapped_over_take_memory_as_few():
+    """A list of what each has would be of 4096 x 4096 x 8 numbers, 512 MiB."""
+    f = jax.jit(
+        jax.vmap(
+            lambda x: jn.batch_norm(
+                x, jn.init_stats(8), training=True, axis_name="batch"
+            )[0],
+            axis_name="batch",
+        )
+    )
+    x = RNG.normal(1e6, 1, (4096, 8)).astype(np.float32)
+    compiled = f.lower(x).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 8 * x.nbytes
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(compiled(x), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("mode", [CHECKED, UNCHECKED], ids=str)
 @pytest.mark.parametrize("axis_name", [None, "data", ("data", "model")])
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ def test_groups_of_a_symbolic_number_of_channels():
     np.testing.assert_allclose(exported.call(x), norm(x), rtol=1e-5, atol=1e-5)
 
 
+def test_running_statistics_start_with_a_symbolic_number_of_features():
+    def start(x):
+        return jn.init_stats(x.shape[-1])
+
+    shape = export.symbolic_shape("b, c")
+    exported = export.export(jax.jit(start))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    chex.assert_trees_all_equal(exported.call(jnp.ones((2, 5))), jn.init_stats(5))
+
+
 def test_running_statistics_of_a_symbolic_number_of_features():
     def train(x, mean, var, weight):
         return jn.batch_norm(x, jn.NormStats(mean, var, weight), training=True)

@@ -91,7 +91,7 @@ def load_cases() -> list[Case]:
 
 CASES = load_cases()
 
-# What the data must hold at least; they also have special inputs and values of eps.
+# What the data must hold at least.
 AFFINE = ("affine", "no_affine")
 REQUIRED = {
     *(
@@ -113,7 +113,7 @@ REQUIRED = {
     ),
     *(
         f"group_norm-{rank_and_groups}_groups-{affine}"
-        for rank_and_groups in ("0d-2", "1d-1", "1d-3", "1d-6", "2d-3", "3d-2")
+        for rank_and_groups in ("0d-2", "1d-1", "1d-2", "1d-3", "1d-6", "2d-3", "3d-2")
         for affine in AFFINE
     ),
     *(
@@ -121,6 +121,19 @@ REQUIRED = {
         for rank in ("1d", "2d", "3d")
         for affine in AFFINE
     ),
+    *(
+        f"{place}-{special}-{'scale_only' if 'rms' in place else 'affine'}"
+        for place in (
+            "batch_norm-train-2d-momentum_0.4",
+            "batch_norm-eval-2d-momentum_0.4",
+            "layer_norm-2_axes",
+            "rms_norm-2_axes",
+            "group_norm-2d-3_groups",
+            "instance_norm-2d",
+        )
+        for special in ("eps_1e-3", "offset", "spread", "outliers", "constant")
+    ),
+    "rms_norm-1_axes-eps_float32-scale_only",
 }
 
 each_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -296,8 +309,9 @@ def run(program: Program, layout: str, inputs: dict[str, jax.Array]) -> Any:
 
 
 @functools.cache
-def compiled(program: Program, layout: str) -> Callable[..., Any]:
+def compiled(program: Program, layout: str, packed: bool) -> Callable[..., Any]:
     """Return `run` under jit; cases that differ in their data only share it."""
+    del packed  # what is compiled depends on it
     return jax.jit(functools.partial(run, program, layout))
 
 
@@ -317,10 +331,12 @@ def list_runs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("case", "precision", "layout"), list(list_runs()))
-def test_agrees_with_pytorch(case: Case, precision: str, layout: str) -> None:
+def test_agrees_with_pytorch(
+    case: Case, precision: str, layout: str, way_to_sum: bool
+) -> None:
     with jax.enable_x64(precision == "float64"):
         inputs = {key: jnp.asarray(v, precision) for key, v in case.inputs.items()}
-        results = compiled(case.program, layout)(inputs)
+        results = compiled(case.program, layout, way_to_sum)(inputs)
         actual = {key: np.asarray(value) for key, value in results.items()}
     expected = case.expected[precision]
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)

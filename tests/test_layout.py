@@ -52,7 +52,8 @@ ORDER = [
 def imported_modules(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found.update([node.module, *names])
         elif isinstance(node, ast.Import):
@@ -70,7 +71,7 @@ def modules() -> dict[str, Path]:
 
 
 def test_every_module_has_its_place():
-    assert set(modules()) - {"__init__"} <= set(ORDER)
+    assert set(modules()) - {"__init__"} == set(ORDER)
 
 
 def test_imports_run_downwards():

@@ -50,6 +50,7 @@ def test_arguments_are_flaxs(name):
     }
 
 
+@pytest.mark.usefixtures("way_to_sum")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_variables_and_outputs_are_flaxs(case):
     x = sample()
@@ -109,6 +110,22 @@ def test_masks_are_flaxs():
         y, after = train(mine, variables, x, mask=mask)
         assert_allclose(y, y_theirs, rtol=1e-4, atol=1e-4)
         assert_trees_close(after, after_theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_masks_of_integers_are_flaxs():
+    """Such as the tokens of a sequence, where 0 is padding; they are no weights."""
+    x, mask = sample(), jax.random.randint(jax.random.key(1), (4, 5, 3, 1), -1, 3)
+    case = CASES[0]
+    theirs, mine = (build(case, package) for package in (linen, ours))
+    variables = init(theirs, x)
+    y_theirs, after_theirs = train(theirs, variables, x, mask=mask)
+    y, after = train(mine, variables, x, mask=mask)
+    assert_allclose(y, y_theirs, rtol=1e-4, atol=1e-4)
+    assert_trees_close(after, after_theirs, rtol=1e-5, atol=1e-6)
+    layer = ours.LayerNorm()
+    variables = layer.init(KEY, x)
+    integers, bools = (layer.apply(variables, x, mask=m) for m in (mask, mask != 0))
+    assert_allclose(integers, bools)
 
 
 def test_single_values_are_flaxs():
@@ -294,8 +311,7 @@ def test_axis_index_groups():
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fractional_masks_are_repetitions(case):
-    """Weights 1/2 and 1 are elements seen once and twice."""
+def test_a_constant_mask_changes_nothing(case):
     x = sample()
     module = build(case, ours)
     variables = init(module, x)
@@ -303,12 +319,31 @@ def test_fractional_masks_are_repetitions(case):
     plain, expected = train(module, variables, x)
     assert_allclose(y, plain, atol=1e-5)
     assert_trees_close(after, expected, rtol=1e-5, atol=1e-6)
-    if case.name == "BatchNorm" and case.kwargs.get("axis", -1) == -1:
-        weights = jnp.array([1, 0.5, 0.5, 1]).reshape(4, 1, 1, 1)
-        _, after = train(module, variables, x, mask=weights)
-        twice = x[jnp.array([0, 0, 1, 2, 3, 3])]
-        _, expected = train(module, variables, twice)
-        assert_trees_close(after, expected, rtol=1e-5, atol=1e-6)
+
+
+# Along which axis elements may be repeated, without new parameters for them.
+REPEATED = {
+    "BatchNorm": ({}, 0),
+    "LayerNorm": ({"reduction_axes": (1, 2), "feature_axes": 3}, 1),
+    "RMSNorm": ({"reduction_axes": (1, 2), "feature_axes": 3}, 1),
+    "GroupNorm": ({"num_groups": 3}, 1),
+    "InstanceNorm": ({}, 1),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_fractional_masks_are_repetitions(name):
+    """Weights 1/2 and 1 are elements seen once and twice."""
+    kwargs, axis = REPEATED[name]
+    kwargs = kwargs | (TRAINING if name == "BatchNorm" else {})
+    x, module = sample((4, 4, 3, 6)), getattr(ours, name)(**kwargs)
+    weights = np.expand_dims([1, 0.5, 0.5, 1], [a for a in range(4) if a != axis])
+    once, again = np.array([0, 2, 3, 4]), np.array([0, 0, 1, 2, 3, 3])
+    variables = module.init(KEY, x)
+    y, after = train(module, variables, x, mask=jnp.asarray(weights))
+    twice, expected = train(module, variables, jnp.take(x, again, axis))
+    assert_allclose(y, jnp.take(twice, once, axis), atol=1e-5)
+    assert_trees_close(after, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_debias_starts_at_the_first_batch():

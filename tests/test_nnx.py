@@ -41,6 +41,7 @@ def test_arguments_are_flaxs(name):
 BOTH_RUN = [case for case in CASES if case.kwargs.get("feature_axes") != 1]
 
 
+@pytest.mark.usefixtures("way_to_sum")
 @pytest.mark.parametrize("case", BOTH_RUN, ids=str)
 def test_variables_and_outputs_are_flaxs(case):
     x = sample()
@@ -392,6 +393,11 @@ def test_group_norm_of_another_feature_axis():
             lambda: ours.LayerNorm(6, rngs=rngs())(sample((4, 6)), scale=jnp.ones(6)),
             ValueError,
             "use_scale=False",
+        ),
+        (
+            lambda: ours.GroupNorm(6, 2, reduction_axes=0, rngs=rngs())(sample((4, 6))),
+            ValueError,
+            "must include the feature axis 1",
         ),
         (
             lambda: ours.GroupNorm(6, 4, rngs=rngs()),

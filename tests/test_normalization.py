@@ -1,8 +1,5 @@
 """Outputs and derivatives of every norm, against the textbook's formula."""
 
-import dataclasses
-import math
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -97,7 +94,6 @@ def test_transformations_agree_with_plain_autodiff(case):
             return jnp.sum(jnp.sin(f(x, scale, bias)))
 
         def all_of_them(x, scale, bias, direction):
-            flat = x.ravel()
             gradient = jax.grad(loss)
             steps = jnp.stack([x, x + 1])
             along = jax.linearize(lambda x: f(x, scale, bias), x)[1]
@@ -105,10 +101,8 @@ def test_transformations_agree_with_plain_autodiff(case):
                 "jvp": jax.jvp(lambda x: f(x, scale, bias), (x,), (direction,)),
                 "linearize": along(direction),
                 "hessian": jax.hessian(lambda v: loss(v.reshape(x.shape), scale, bias))(
-                    flat
-                )
-                if flat.size <= 64
-                else (),
+                    x.ravel()
+                ),
                 "reverse over forward": jax.grad(
                     lambda x: jax.jvp(
                         gradient, (x, scale, bias), (direction, scale, bias)
@@ -180,18 +174,6 @@ def test_an_empty_set_gives_zeros_and_zero_gradients(case):
         chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
 
 
-@every_family
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_input_is_the_only_large_residual(case, dtype):
-    """A linearization keeps the input in its own dtype, and small things."""
-    case = dataclasses.replace(case, shape=tuple(16 * n for n in case.shape))
-    x, scale, bias = case.inputs(dtype)
-    _, vjp = jax.eval_shape(lambda *args: jax.vjp(case, *args), x, scale, bias)
-    kept = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(vjp)]
-    size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in kept)
-    assert x.nbytes <= size <= 1.05 * x.nbytes, kept
-
-
 def test_bfloat16_gradients_are_rounded_once():
     case = FAMILIES[0]
     x, scale, bias = case.inputs(jnp.bfloat16)
@@ -213,6 +195,12 @@ def test_the_output_may_have_another_dtype():
     exact = batch_norm(jnp.asarray(x, jnp.float32), scale, bias)
     np.testing.assert_allclose(wide, exact, atol=1e-6)
     assert not np.allclose(batch_norm(x, scale, bias), exact, atol=1e-6)
+
+
+def test_a_tiny_eps_has_finite_gradients():
+    """The cube of 1 / sqrt(eps) is not finite, what it is multiplied by is 0."""
+    dx = jax.grad(lambda x: jn.rms_norm(x, eps=1e-30).sum())(jnp.zeros((1, 4)))
+    np.testing.assert_allclose(dx, 1e15, rtol=1e-6)
 
 
 def test_complex_input():

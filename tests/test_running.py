@@ -110,7 +110,11 @@ def test_a_batch_that_cannot_be_trusted_changes_nothing(moments, decay):
     stats = run(jn.init_stats(3))
     after = jax.jit(lambda s, m: jn.update_stats(s, m, decay=decay))(stats, moments)
     chex.assert_trees_all_equal(after, stats)
-    # A single value holds no evidence on the unbiased variance.
+
+
+@pytest.mark.parametrize("decay", [0.99, None])
+def test_a_single_value_holds_no_evidence_on_the_unbiased_variance(decay):
+    stats = run(jn.init_stats(3))
     one = jn.compute_moments(BATCHES[0, :1], 0)
     chex.assert_trees_all_equal(jn.update_stats(stats, one, decay=decay, ddof=1), stats)
 

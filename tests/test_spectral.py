@@ -103,10 +103,36 @@ def test_a_kernel_of_zeros_has_finite_values_and_gradients():
     assert np.isfinite(jax.grad(lambda v: normalize(v).sum())(zeros)).all()
 
 
+def test_a_kernel_without_a_direction_leaves_the_statistics_alone():
+    """Of zeros, not finite or tiny; what comes after it is normalized again."""
+    start = init_spectral_stats(KEY, 6)
+    for kernel in (0 * KERNEL, np.nan * KERNEL, 1e-20 * KERNEL):
+        y, stats = spectral_norm(kernel, start, training=True)
+        np.testing.assert_array_equal(y, kernel)
+        assert_allclose(stats.u, start.u, rtol=1e-6)
+    _, stats = spectral_norm(KERNEL, stats, training=True, n_steps=200)
+    sigma = np.linalg.svd(KERNEL.reshape(-1, 6).astype(np.float64))[1][0]
+    assert_allclose(stats.sigma, sigma, rtol=1e-5)
+
+
+def test_a_vector_of_any_length_is_a_direction():
+    """As one that was averaged, or comes from elsewhere, may have."""
+    stats = init_spectral_stats(KEY, 6)
+    longer = stats._replace(u=100 * stats.u)
+    chex.assert_trees_all_close(
+        spectral_norm(KERNEL, longer, training=True),
+        spectral_norm(KERNEL, stats, training=True),
+        rtol=1e-5,
+    )
+
+
 def test_half_precision_is_computed_in_float32():
     half = KERNEL.astype(jnp.bfloat16)
     y, new = spectral_norm(half, init_spectral_stats(KEY, 6), training=True)
     assert y.dtype == jnp.bfloat16
+    wide = half.astype(jnp.float32)
+    exact, _ = spectral_norm(wide, init_spectral_stats(KEY, 6), training=True)
+    assert (y == exact.astype(jnp.bfloat16)).all()
     assert new.u.dtype == new.sigma.dtype == jnp.float32
 
 
@@ -191,6 +217,8 @@ def test_the_first_direction_is_random_and_of_unit_length():
     assert np.std(stats.u) > 0.05
     other = init_spectral_stats(jax.random.key(1), 50)
     assert not np.allclose(stats.u, other.u)
+    many = init_spectral_stats(KEY, 100_000, dtype=jnp.float16)
+    assert_allclose(np.linalg.norm(many.u.astype(np.float32)), 1, rtol=1e-2)
 
 
 def test_no_gradient_reaches_the_statistics():

@@ -24,6 +24,7 @@ def shards_around(offset):
     return x, weights
 
 
+@pytest.mark.usefixtures("number_of_devices")
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_accuracy_contract(mode, offset):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxnorm import shifted
 from tests.collectives import list_collectives
 from tests.spreading import (
     AXIS,
@@ -68,6 +69,36 @@ def compiled_collectives(mode, f, args, in_axes, out_axes):
         ]
         return list_collectives(jax.pmap(f, AXIS, in_axes=in_axes), *split)
     return list_collectives(jax.jit(spread(mode, f, in_axes, out_axes)), *args)
+
+
+@pytest.mark.parametrize("mode", ISSUING, ids=str)
+def test_moments_that_do_not_move_are_not_exchanged(mode):
+    """Gradients of scale and bias alone need the output, and no further collective."""
+
+    def gradients(x, scale, bias):
+        def loss(scale, bias):
+            y, _ = NORMS["batch"][0](x, scale, bias, axis_name=AXIS)
+            return jnp.sum(y**3)
+
+        # Scale and bias vary here, so that JAX sums no gradients over devices.
+        scale, bias = scale + 0 * jnp.sum(x), bias + 0 * jnp.sum(x)
+        return jax.tree.map(lambda v: v[None], jax.grad(loss, (0, 1))(scale, bias))
+
+    args = inputs(0, FULL)[0], SCALE, BIAS
+    found = compiled_collectives(mode, gradients, args, (0, None, None), (0, 0))
+    assert found == ["all-reduce"]
+
+
+@pytest.mark.parametrize("mode", ISSUING, ids=str)
+def test_many_devices_take_two_collectives(mode, monkeypatch):
+    monkeypatch.setattr(shifted, "FEW_DEVICES", 7)
+    norm, axis, weighted = POOLING["batch"]
+    args = *inputs(axis, weighted), SCALE, BIAS
+    spread_out = partial(compiled_collectives, mode, in_axes=(axis, axis, None, None))
+    jax.clear_caches()
+    found = spread_out(partial(two_layers, norm), args=args, out_axes=(axis, 0))
+    jax.clear_caches()
+    assert found == ["all-reduce"] * 4
 
 
 @pytest.mark.parametrize("mode", ISSUING, ids=str)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,13 +10,9 @@ import jaxnorm as jn
 from tests.spreading import (
     AUTO,
     AXIS,
-    CHECKED,
     EXPLICIT,
     MAPPED,
     MODES,
-    PMAP,
-    UNCHECKED,
-    VMAP,
     make_mesh,
     place,
     spread,
@@ -158,26 +153,3 @@ def test_replicas_of_different_feature_sizes():
     with pytest.raises(ValueError) as error:
         jn.merge_stats([STATS, STATS, jn.init_stats(3)])
     assert str(error.value) == expected
-
-
-# Shards of different sizes cannot be made: JAX says so before jaxnorm is called.
-UNEVEN = {
-    PMAP: "the dimension size is 8 .*should evenly divide",
-    VMAP: "vmap got inconsistent sizes for array axes to be mapped",
-    CHECKED: "evenly divisible by the corresponding mesh axis sizes",
-    UNCHECKED: "evenly divisible by the corresponding mesh axis sizes",
-    AUTO: "7 .*should evenly divide",
-    EXPLICIT: "does not evenly divide the dimension size 7",
-}
-
-
-@pytest.mark.parametrize("mode", MODES, ids=str)
-def test_jax_has_no_shards_of_different_sizes(mode):
-    features = np.zeros((4, 7), np.float32)  # for eight devices
-    with pytest.raises(ValueError, match=UNEVEN[mode]):
-        if mode in (PMAP, VMAP):
-            transform = jax.pmap if mode is PMAP else jax.vmap
-            add = transform(jnp.add, in_axes=1, axis_name=AXIS)
-            add(features, np.zeros((4, 8), np.float32))
-        else:
-            spread(mode, jn.layer_norm, (1,), 1)(*place(mode, (features,), (1,)))

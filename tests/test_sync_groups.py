@@ -72,6 +72,7 @@ def check_groups_of_devices(result, groups):
         chex.assert_trees_all_close(summed, erest, rtol=2e-6, atol=2e-5)
 
 
+@pytest.mark.usefixtures("number_of_devices")
 @pytest.mark.parametrize("mode", MAPPED, ids=str)
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 def test_groups_are_devices_of_their_own(mode, groups):

@@ -131,6 +131,22 @@ def test_copies_that_are_not_copies_are_reported():
     assert f"by {difference:.3g}, " in message
 
 
+def test_not_all_of_many_copies_are_listed():
+    tree = {f"layer {i}": np.array([[1.0], [2.0]]) for i in range(100)}
+    with pytest.raises(ValueError, match=r"by 1, and 80 more; pool") as error:
+        check_replicas(tree, stacked=True)
+    assert str(error.value).count(" differs from ") == 20
+
+
+def test_a_weight_may_be_a_python_number():
+    def merge(mean):
+        return jn.merge_stats(jn.NormStats(mean, mean, 1.0), axis_name=AXIS)
+
+    means = jnp.arange(6.0).reshape(2, 3)
+    merged = jax.vmap(merge, axis_name=AXIS)(means)
+    np.testing.assert_allclose(merged.mean[0], means.mean(0))
+
+
 def test_copies_that_are_copies_pass():
     check_replicas({"batch_stats": declared_the_same(AXIS), "step": 3, "name": None})
 

@@ -1,5 +1,6 @@
 """One look for all figures: colors that a norm keeps everywhere, and how to save."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -49,6 +50,12 @@ RC_PARAMS = {
 def use_style() -> None:
     """Make every figure drawn from here on look alike."""
     matplotlib.rcParams.update(RC_PARAMS)
+
+
+def draw_figure(draw: Callable[[], Figure], path: Path) -> Path:
+    """Draw a figure in this style, write it as a PNG and return its path."""
+    use_style()
+    return save_figure(draw(), path)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:

@@ -80,6 +80,16 @@ def parameter(
     return arguments.expand_parameter(given, x, features, caller=label, name=name)
 
 
+def weights_of(label: str, x: jax.Array, mask: ArrayLike | None) -> jax.Array | None:
+    """Give a mask the rank of `x`: floats are weights, integers bools, as in Flax."""
+    if mask is None:
+        return None
+    array = arguments.as_array(mask, caller=label, name="mask")
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(bool)
+    return arguments.expand_weights(array, x, caller=label, name="mask")
+
+
 def flag(value: Any) -> bool | jax.Array:
     """Return a Python bool, or an array, which may be traced."""
     return value.astype(bool) if isinstance(value, jax.Array) else bool(value)

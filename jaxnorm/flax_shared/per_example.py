@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, axes, options
+from jaxnorm import axes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs
@@ -118,7 +118,7 @@ def normalize(
     """Normalize by the moments over the reduced axes, and over devices."""
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
-    weights = arguments.expand_weights(mask, x, caller=label, name="mask")
+    weights = inputs.weights_of(label, x, mask)
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
     eps = options.check_eps(module.epsilon, caller=label, name="epsilon")

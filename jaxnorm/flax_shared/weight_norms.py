@@ -30,12 +30,16 @@ def spectrally_normalized(
         )
 
 
-def has_spectrum(module: Any, kernel: Any, what: str) -> bool:
+def has_spectrum(module: Any, label: str, what: str, kernel: Any) -> bool:
     """Whether spectral norm applies: not to biases, nor with no step to take."""
     if kernel.ndim <= 1 or module.n_steps < 1:
         return False
     if kernel.ndim > 2 and module.error_on_non_matrix:
-        raise ValueError(f"{what} is {kernel.ndim}D but error_on_non_matrix is True")
+        raise ValueError(
+            f"{label}: {what} is {kernel.ndim}D but error_on_non_matrix is True. "
+            f"Received a kernel with shape {kernel.shape}; leave error_on_non_matrix "
+            "out, and all axes but the last become rows."
+        )
     return True
 
 

@@ -12,11 +12,11 @@ from jax.nn import initializers
 
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs, weight_norms
-from jaxnorm.linen.base import STATS, Norm, label_of
+from jaxnorm.linen.base import STATS, label_of
 from jaxnorm.spectral import SpectralStats
 
 
-class Reparametrized(Norm):
+class Reparametrized(nn.Module):
     """Calls a layer with other kernels than those it holds."""
 
     @nn.nowrap
@@ -107,7 +107,7 @@ class SpectralNorm(Reparametrized):
         update = inputs.flag(update_stats)
 
         def change(path: str, kernel: jax.Array) -> jax.Array:
-            if not weight_norms.has_spectrum(self, kernel, "Input"):
+            if not weight_norms.has_spectrum(self, label_of(self), "Input", kernel):
                 return kernel
             collection = self.collection_name
             has_u = self.has_variable(collection, f"{path}/u")

@@ -131,7 +131,9 @@ class SpectralNorm(nnx.Module):
             return self.layer_instance(x)
 
     def _has_spectrum(self, kernel: nnx.Variable[Any]) -> bool:
-        return weight_norms.has_spectrum(self, kernel, "Layer instance parameter")
+        return weight_norms.has_spectrum(
+            self, type(self).__name__, "Layer instance parameter", kernel
+        )
 
     def _stat(self, path: Path) -> nnx.Variable[Any]:
         return _found(self, self.batch_stats, path)

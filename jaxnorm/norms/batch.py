@@ -5,7 +5,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, devices, options
-from jaxnorm.affine import ACTIVATIONS, Operands, Output
+from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.measuring import Reduction
 from jaxnorm.moments import collapse
@@ -62,7 +62,8 @@ def batch_norm(
         (one that is not finite gives the bias).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
-        collective. Not needed under plain jit on sharded arrays.
+        collective (two of more than 32 devices). It has to be bound in evaluation too,
+        where nothing is pooled. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
@@ -113,7 +114,7 @@ def batch_norm(
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = options.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    activation = options.check_activation(activation, x, caller=caller)
     add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     output = Output(dtype, activation)

@@ -10,7 +10,7 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options
-from jaxnorm.affine import ACTIVATIONS, Operands, Output
+from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
@@ -164,7 +164,7 @@ def group_norm(
       feature_axis: the axis of channels.
       eps: added to the variance; positive.
       weights: bool mask or non-negative weights that broadcast to `x`; as in
-        `layer_norm`.
+        `layer_norm`, but `add` and the activation apply to the 0 of an empty group.
       axis_name: device axis, or axes, over which an example is spread (space, not
         channels).
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
@@ -203,7 +203,7 @@ def group_norm(
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = options.check_activation(activation, x, ACTIVATIONS, caller=caller)
+    activation = options.check_activation(activation, x, caller=caller)
     add = arguments.check_add(add, x, caller=caller)
     operands = Operands(x, weights, scale, bias, eps, add)
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
