@@ -17,7 +17,8 @@ class Moments(NamedTuple):
     """Weighted moments of a set of values.
 
     Attributes:
-      count: sum of the weights; a scalar, or broadcastable to `mean`.
+      count: sum of the weights; a scalar, or broadcastable to `mean`. Of sets that are
+        stacked, one a set.
       mean: weighted mean.
       m2: weighted sum of squared deviations from the mean; always real.
     """
@@ -29,7 +30,10 @@ class Moments(NamedTuple):
     @property
     def var(self) -> jax.Array:
         """The biased variance, m2 / count; 0 where count is 0."""
-        return self.m2 * reciprocal(self.count)
+        count, shape = jnp.asarray(self.count), jnp.shape(self.m2)
+        if count.shape == shape[: count.ndim]:  # vmap and pmap stack sets in front
+            count = count.reshape(count.shape + (1,) * (len(shape) - count.ndim))
+        return self.m2 * reciprocal(count)
 
 
 def compute_moments(

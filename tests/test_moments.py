@@ -231,3 +231,12 @@ def test_m2_of_what_is_constant_is_never_negative(size):
         m2 = jn.compute_moments(x, 0, weights=weights).m2
         assert np.all(m2 >= 0)
         assert np.all(m2 <= 1e-9 * values**2)
+
+
+def test_the_variance_of_moments_that_are_stacked():
+    x = RNG.normal(size=(3, 5, 3)).astype(np.float32) * np.array([[[1]], [[2]], [[3]]])
+    weights = np.arange(3 * 5).reshape(3, 5, 1) % 4
+    stacked = jax.vmap(lambda x, w: jn.compute_moments(x, 0, weights=w))(x, weights)
+    assert stacked.count.shape == (3,)
+    each = [jn.compute_moments(x[i], 0, weights=weights[i]).var for i in range(3)]
+    np.testing.assert_allclose(stacked.var, np.stack(each), rtol=1e-6)
