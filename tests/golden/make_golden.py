@@ -5,7 +5,7 @@ values, in float64: outputs and the gradients for the input, the weight and the 
 under a random cotangent; for BatchNorm in training also the running statistics after
 each of three consecutive steps. PyTorch is needed to make the data, not to use it:
 
-    pip install torch==2.13.0 numpy
+    pip install --group torch
     python tests/golden/make_golden.py
 
 One file is written, `torch.npz`, with three members: `float32` and `float64`, the
