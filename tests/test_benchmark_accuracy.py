@@ -16,7 +16,7 @@ def test_table_and_figure(tmp_path, capsys):
     assert set(rule[1:-1]) == {"---"}
     assert [row[1] for row in rows] == ["0", "100", "10,000", "1,000,000"]
     for row in rows:
-        assert row[-2] == "below 1e-7" or float(row[-2]) <= 2e-6
+        assert row[-2] == "below 2e-7" or float(row[-2]) <= 2e-6
     assert float(rows[-1][2]) > 1
     assert written.endswith("accuracy.png")
     assert_is_picture(tmp_path / "new" / "accuracy.png")

@@ -1,5 +1,7 @@
 """Moments: accuracy against float64, the algebra, weights, derivatives."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import jaxnorm as jn
+from jaxnorm import slices, sums
 from tests import reference
 
 pytestmark = pytest.mark.usefixtures("way_to_sum")
@@ -67,6 +70,23 @@ def test_values_that_hide_in_the_sample_cost_no_digits(rows, part):
             x[start : start + rows // (4 * part)] += step
         _, _, var = moments64(x, (0,))
         np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=2e-6)
+
+
+@pytest.mark.parametrize("rows", [5003, 6272, 50_000])
+def test_outliers_in_the_very_rows_of_the_sample(rows, monkeypatch):
+    """The worst for the shift: a fifth of all, and just what it is taken from."""
+    with monkeypatch.context() as patch:
+        patch.setattr(slices, "_on_one_device", lambda: True)
+        cut = slices.cut((jax.ShapeDtypeStruct((rows, 4), jnp.float32),), (0,))
+        pieces, size = sums._sample(cut, False)
+    variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
+    for seed, step in itertools.product(range(6), (0.01, 0.02, 1, 100)):
+        x = np.random.default_rng(seed).normal(0, 0.01, (rows, 4)).astype(np.float32)
+        for place in range(4):
+            start = place * (rows // 4)
+            x[start : start + pieces * size] += np.float32(step)
+        _, _, var = moments64(x, (0,))
+        np.testing.assert_allclose(variance(x), var, rtol=2.3e-6)
 
 
 def test_float64_stays_float64():
