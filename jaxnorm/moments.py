@@ -137,7 +137,7 @@ def pool_moments(
     *,
     axis_index_groups: AxisGroups | None = None,
 ) -> Moments:
-    """Merge the moments that devices hold, with one collective.
+    """Merge the moments that devices hold, with one collective (two of more than 32).
 
     Args:
       moments: the moments of this device's set.
