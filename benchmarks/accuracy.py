@@ -146,7 +146,7 @@ def plot_output_errors(
         yscale="log",
         xlabel="mean / standard deviation of the input",
         ylabel="largest error of the output",
-        title="BatchNorm in float32, against float64 on the same values",
+        title="BatchNorm in training, float32, against float64 on the same values",
     )
     axes.legend()
     return figure

@@ -127,10 +127,13 @@ def expand_weights(
         )
     shape = (1,) * (x.ndim - array.ndim) + array.shape
     if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
+        mend = f"a mask of the batch has shape {x.shape[:1] + (1,) * (x.ndim - 1)}"
+        if array.ndim > 1 and array.shape == x.shape[: array.ndim]:
+            whole = array.shape + (1,) * (x.ndim - array.ndim)
+            mend = f"those of the first axes have shape {whole}"
         raise ValueError(
             f"{caller}: {name} must broadcast to x. Received {name} with shape "
-            f"{array.shape} for x with shape {x.shape}; a mask of the batch has shape "
-            f"{x.shape[:1] + (1,) * (x.ndim - 1)}."
+            f"{array.shape} for x with shape {x.shape}; {mend}."
         )
     if array.dtype == bool:
         return array.reshape(shape)
@@ -254,9 +257,13 @@ def check_pair(a: Any, b: Any, *, caller: str) -> None:
 
 def _as_arrays(stats: Any, *, caller: str) -> Any:
     if not all(hasattr(stats, name) for name in ("mean", "var", "weight")):
+        mend = "start with jaxnorm.init_stats(num_features)"
+        if isinstance(stats, dict | tuple | list):  # as checkpoints may restore it
+            stars = "**" if isinstance(stats, dict) else "*"
+            mend = f"jaxnorm.NormStats({stars}stats) makes one of its parts"
         raise TypeError(
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
-            "start with jaxnorm.init_stats(num_features)."
+            f"{mend}."
         )
     mean, var, weight = (jnp.asarray(v) for v in (stats.mean, stats.var, stats.weight))
     # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.

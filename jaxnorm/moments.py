@@ -1,5 +1,7 @@
 """Weighted moments: compute them, merge them, pool them over devices."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, NamedTuple
 

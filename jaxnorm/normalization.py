@@ -8,6 +8,8 @@ collective, one elementwise pass. Under `jax.checkpoint` a linearization keeps `
 itself, in its own dtype, and nothing else of its size.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Running statistics that are kept per device: check that they agree, merge them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 

@@ -5,6 +5,8 @@ evidence they hold: 0 for none, 1 for the whole of an exponential average, n for
 equal-weight average over n batches. Dividing by it is what debiases.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -115,6 +117,10 @@ def update_stats(
     A scalar weight counts batches for all features together. If a feature is fully
     masked in the first batch, its initial value then counts as data; where that can
     happen, use one weight per feature, `stats._replace(weight=jnp.zeros(n))`.
+
+    The mean is kept as one number: near 1e6 standard deviations a float32 moves in
+    steps of 0.06 of them. Data so far from zero need float64 statistics, or to be
+    centered first.
 
     Args:
       stats: running statistics.

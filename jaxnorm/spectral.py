@@ -4,6 +4,8 @@ The singular vector is carried from step to step, as running statistics are: sta
 state out. One step of power iteration a call keeps up with a kernel that is trained.
 """
 
+from __future__ import annotations
+
 import operator
 from typing import Any, NamedTuple
 

@@ -5,6 +5,8 @@ out. The optimizer keeps the kernel it was given, and gradients pass through. No
 computed in at least float32.
 """
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import lax

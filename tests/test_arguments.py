@@ -105,6 +105,24 @@ ERRORS = {
         "batch_norm: weights must broadcast to x. Received weights with shape (4,) for "
         "x with shape (4, 6); a mask of the batch has shape (4, 1).",
     ),
+    "weights of the first axes": (
+        lambda: jn.layer_norm(jnp.ones((4, 10, 6)), weights=jnp.ones((4, 10), bool)),
+        ValueError,
+        "layer_norm: weights must broadcast to x. Received weights with shape (4, 10) "
+        "for x with shape (4, 10, 6); those of the first axes have shape (4, 10, 1).",
+    ),
+    "statistics that a checkpoint gave as a dictionary": (
+        lambda: batch_norm(stats=STATS._asdict()),
+        TypeError,
+        "batch_norm: stats must be a NormStats. Received dict; "
+        "jaxnorm.NormStats(**stats) makes one of its parts.",
+    ),
+    "statistics that a checkpoint gave as a list": (
+        lambda: jn.update_stats(list(STATS), None),
+        TypeError,
+        "update_stats: stats must be a NormStats. Received list; "
+        "jaxnorm.NormStats(*stats) makes one of its parts.",
+    ),
     "weights of higher rank": (
         lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),
         ValueError,

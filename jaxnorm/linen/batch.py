@@ -37,9 +37,9 @@ class BatchNorm(Norm):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm import linen as nn
+      >>> import jaxnorm.linen
       >>> x = jnp.array([[1.0, 10.0], [3.0, 30.0]])
-      >>> norm = nn.BatchNorm(use_running_average=False, momentum=0.9)
+      >>> norm = jaxnorm.linen.BatchNorm(use_running_average=False, momentum=0.9)
       >>> variables = norm.init(jax.random.key(0), x)
       >>> y, updates = norm.apply(variables, x, mutable=["batch_stats"])
       >>> print(y.round(3), updates["batch_stats"]["mean"])

@@ -74,9 +74,10 @@ class LayerNorm(PerExample):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm import linen as nn
+      >>> import jaxnorm.linen
       >>> x = jnp.array([[1.0, 3.0], [10.0, 30.0]])
-      >>> y, variables = nn.LayerNorm().init_with_output(jax.random.key(0), x)
+      >>> norm = jaxnorm.linen.LayerNorm()
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x)
       >>> print(y.round(3))
       [[-1.  1.]
        [-1.  1.]]
@@ -116,9 +117,10 @@ class RMSNorm(PerExample):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm import linen as nn
+      >>> import jaxnorm.linen
       >>> x = jnp.array([[3.0, 4.0, 0.0, 0.0]])
-      >>> y, variables = nn.RMSNorm().init_with_output(jax.random.key(0), x)
+      >>> norm = jaxnorm.linen.RMSNorm()
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x)
       >>> print(y.round(3))
       [[1.2 1.6 0.  0. ]]
 
@@ -160,9 +162,10 @@ class GroupNorm(PerExample):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm import linen as nn
+      >>> import jaxnorm.linen
       >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
-      >>> y, variables = nn.GroupNorm(2).init_with_output(jax.random.key(0), x)
+      >>> norm = jaxnorm.linen.GroupNorm(2)
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x)
       >>> print(y.round(3))
       [[-1.  1. -1.  1.]]
 
@@ -209,9 +212,10 @@ class InstanceNorm(PerExample):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnorm import linen as nn
+      >>> import jaxnorm.linen
       >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
-      >>> y, variables = nn.InstanceNorm().init_with_output(jax.random.key(0), x)
+      >>> norm = jaxnorm.linen.InstanceNorm()
+      >>> y, variables = norm.init_with_output(jax.random.key(0), x)
       >>> print(y.round(3))
       [[[-1. -1.]
         [ 1.  1.]]]

@@ -68,8 +68,8 @@ class SpectralNorm(Reparametrized):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import flax.linen
-      >>> from jaxnorm import linen as nn
-      >>> layer = nn.SpectralNorm(flax.linen.Dense(4))
+      >>> import jaxnorm.linen
+      >>> layer = jaxnorm.linen.SpectralNorm(flax.linen.Dense(4))
       >>> x = jnp.ones((1, 3))
       >>> variables = layer.init(jax.random.key(0), x, update_stats=False)
       >>> y, updates = layer.apply(
@@ -151,8 +151,8 @@ class WeightNorm(Reparametrized):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import flax.linen
-      >>> from jaxnorm import linen as nn
-      >>> layer = nn.WeightNorm(flax.linen.Dense(4))
+      >>> import jaxnorm.linen
+      >>> layer = jaxnorm.linen.WeightNorm(flax.linen.Dense(4))
       >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 3)))
       >>> variables["params"]["layer_instance/kernel/scale"].shape
       (4,)

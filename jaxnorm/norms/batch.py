@@ -1,5 +1,7 @@
 """Batch normalization: statistics over the batch, kept as running averages."""
 
+from __future__ import annotations
+
 import jax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
@@ -59,13 +61,15 @@ def batch_norm(
       feature_axis: axis, or axes, that keep statistics of their own.
       weights: bool mask or non-negative weights that broadcast to `x`. Elements of
         weight 0 have no influence on anything else; they are normalized like the others
-        (one that is not finite gives the bias).
+        (one that is not finite gives the bias). A feature that may be fully masked
+        needs a weight of its own in `stats` (see `update_stats`).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
         collective (two of more than 32 devices). It has to be bound in evaluation too,
         where nothing is pooled. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
+        Weights are counts for it: of those that add up to 1 nothing is left.
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
         output. Given here, the backward pass keeps nothing for it: it computes the
         output anew from `x`.
@@ -85,7 +89,8 @@ def batch_norm(
         `training` is not a bool, or `decay` or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `weights` are negative, `decay` is outside [0, 1], `ddof` is neither 0 nor 1,
-        `eps` is not positive, or `activation` is unknown.
+        `eps` is not positive, or `activation` is unknown. (Values that are traced
+        cannot be looked at.)
 
     Example:
       >>> import jax.numpy as jnp

@@ -4,6 +4,8 @@ They hold no state and do the same in training and in evaluation. They differ on
 which axes are reduced together.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax
