@@ -42,8 +42,8 @@ class ShiftedMoments(NamedTuple):
 def merge(parts: ShiftedMoments) -> ShiftedMoments:
     """Merge along the first axis of every leaf. Parts of count 0 are left out."""
     add = partial(jnp.sum, axis=0, keepdims=True)
-    counts = parts.count
-    present = counts > 0
+    present = parts.count > 0
+    counts = jnp.where(present, parts.count, 0)  # without a derivative where it is 0
     total = add(counts)
     share = counts * reciprocal(total)
     # The shift of the largest part lies near the mean of all; relative to it, all
@@ -81,6 +81,7 @@ def _pool_in_two_rounds(
     """Find a common shift near the mean of all, then sum what is relative to it."""
     count, own_shift, own_mean, own_m2 = moments
     present = count > 0
+    count = jnp.where(present, count, 0)
 
     def add(*values: jax.Array) -> tuple[jax.Array, ...]:
         return devices.sum_over_devices(values, axis_name, groups)
@@ -91,7 +92,10 @@ def _pool_in_two_rounds(
     m2 = jnp.where(present, own_m2, 0) + count * square(offset)
     offsets, m2 = add(count * offset, m2)
     mean = offsets * reciprocal(total)
-    return ShiftedMoments(total, shift, mean, jnp.maximum(m2 - total * square(mean), 0))
+    m2 -= total * square(mean)
+    # Rounding may leave it below 0, where a maximum has no derivative.
+    m2 += lax.stop_gradient(jnp.maximum(m2, 0) - m2)
+    return ShiftedMoments(total, shift, mean, m2)
 
 
 def settle(shift: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Moments: accuracy against float64, the algebra, weights, derivatives."""
 
 import itertools
+from functools import partial
 
 import chex
 import jax
@@ -260,3 +261,26 @@ def test_the_variance_of_moments_that_are_stacked():
     assert stacked.count.shape == (3,)
     each = [jn.compute_moments(x[i], 0, weights=weights[i]).var for i in range(3)]
     np.testing.assert_allclose(stacked.var, np.stack(each), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("number_of_devices")
+def test_gradients_of_pooled_moments():
+    """Of constants too, where m2 is 0; an empty set has no part in any."""
+    count = jnp.array([2.0, 2.0, 0.0])
+
+    def pooled(count, mean, m2):
+        pool = partial(jn.pool_moments, axis_name="i")
+        moments = jax.vmap(pool, axis_name="i")(jn.Moments(count, mean, m2))
+        return jax.tree.map(lambda leaf: leaf[0], moments)
+
+    def gradients(of, mean):
+        take = jax.grad(lambda *args: getattr(pooled(*args), of), (0, 1, 2))
+        return take(count, jnp.array(mean), jnp.zeros(3))
+
+    by_count, by_mean, by_m2 = gradients("m2", [1.0, 1.0, 4.0])
+    np.testing.assert_allclose(by_m2, [1, 1, 0])
+    np.testing.assert_allclose(by_mean, 0, atol=1e-6)
+    np.testing.assert_allclose(by_count, 0, atol=1e-6)
+    by_count, by_mean, _ = gradients("mean", [1.0, 3.0, 7.0])
+    np.testing.assert_allclose(by_mean, [0.5, 0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(by_count, [-0.25, 0.25, 0], atol=1e-6)

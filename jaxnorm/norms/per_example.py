@@ -50,7 +50,8 @@ def layer_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 for
+      input of half precision).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -105,7 +106,8 @@ def rms_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 for
+      input of half precision).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
