@@ -164,9 +164,11 @@ def spectral_norm(
 
 def _unit(vector: jax.Array, eps: ArrayLike, *, otherwise: jax.Array) -> jax.Array:
     """Return the vector at length 1, where its length is finite and not about 0."""
-    squared = jnp.sum(square(vector))
-    has_length = (squared > eps) & jnp.isfinite(squared)
-    return jnp.where(has_length, vector * lax.rsqrt(squared), otherwise)
+    largest = jnp.max(jnp.abs(vector))  # so that no square overflows
+    scaled = vector / jnp.where(largest > 0, largest, 1)
+    squared = jnp.sum(square(scaled))
+    has_length = (largest * jnp.sqrt(squared) > jnp.sqrt(eps)) & jnp.isfinite(largest)
+    return jnp.where(has_length, scaled * lax.rsqrt(squared), otherwise)
 
 
 def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Array:

@@ -71,7 +71,9 @@ def weight_norm(
     )
     v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     scale = arguments.widen(scale, kernel)
-    w = v * lax.rsqrt(jnp.sum(square(v), reduced, keepdims=True) + eps)
+    squared = jnp.sum(square(v), reduced, keepdims=True)
+    squared += 0 * squared  # NaN where it overflows: 1 / inf would hide it
+    w = v * lax.rsqrt(squared + eps)
     return (w if scale is None else w * scale).astype(dtype)
 
 

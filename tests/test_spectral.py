@@ -115,6 +115,15 @@ def test_a_kernel_without_a_direction_leaves_the_statistics_alone():
     assert_allclose(stats.sigma, sigma, rtol=1e-5)
 
 
+def test_the_squares_of_a_kernel_may_overflow():
+    stats = init_spectral_stats(KEY, 6)
+    large, small = (
+        spectral_norm(factor * KERNEL, stats, training=True, n_steps=5)[0]
+        for factor in (np.float32(2.0**90), 1)
+    )
+    assert_allclose(large, small, rtol=1e-5)
+
+
 def test_a_vector_of_any_length_is_a_direction():
     """As one that was averaged, or comes from elsewhere, may have."""
     stats = init_spectral_stats(KEY, 6)

@@ -59,6 +59,12 @@ def test_a_kernel_of_zeros_has_finite_values_and_gradients(function):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+def test_an_overflow_is_shown(function):
+    kernel = np.array([[1e20, 1], [-1e20, 3]], np.float32)
+    np.testing.assert_array_equal(np.isfinite(function(kernel)), [[False, True]] * 2)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_half_precision_is_computed_in_float32(function):
     half = KERNEL.astype(jnp.bfloat16)
     y = function(half)
