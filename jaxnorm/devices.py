@@ -13,6 +13,7 @@ groups are rows of a table too. Statistics are a few values per feature: of few 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -77,16 +78,9 @@ def vary_like(
 
 def vary(tree: Tree, *examples: jax.Array | None) -> Tree:
     """Mark leaves as differing between devices wherever an example does."""
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return tree
-
-    def mark(leaf: jax.Array) -> jax.Array:
-        for example in examples:
-            if example is not None:  # a zero that varies as the example does
-                leaf += lax.full_like(example, 0, leaf.dtype, (1,) * leaf.ndim)
-        return leaf
-
-    return jax.tree.map(mark, tree)
+    present = (example for example in examples if example is not None)
+    over = frozenset().union(*(_varies(jax.typeof(example)) for example in present))
+    return jax.tree.map(partial(_vary_over, over=over), tree)
 
 
 def vary_alike(
@@ -100,12 +94,7 @@ def vary_alike(
         return list(functions)
     types = [jax.eval_shape(f, *args) for f in functions]
     wanted = jax.tree.map(lambda a, b: _varies(a) | _varies(b), *types)
-
-    def mark(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
-        missing = tuple(over - _varies(jax.typeof(leaf)))
-        return lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return [lambda *a, f=f: jax.tree.map(mark, f(*a), wanted) for f in functions]
+    return [lambda *a, f=f: jax.tree.map(_vary_over, f(*a), wanted) for f in functions]
 
 
 def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:
@@ -151,6 +140,12 @@ def whole_parts(value: jax.Array, axis: int, parts: int) -> jax.Array:
     if parts % shards:
         spec[axis] = None
     return _reshard(value, mesh, spec)
+
+
+def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
+    """Mark `leaf` as differing along these manual axes too."""
+    missing = tuple(over - _varies(jax.typeof(leaf)))
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
 def _varies(kind: Any) -> frozenset[AxisName]:

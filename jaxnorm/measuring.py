@@ -26,6 +26,7 @@ from jaxnorm.shifted import (
     pool,
     reciprocal,
     settle,
+    show_overflow,
     square,
 )
 
@@ -140,12 +141,11 @@ def moments_per_channel(
 ) -> ShiftedMoments:
     """Give every channel of `x` the moments of its group; the shift computed once.
 
-    A sum of squares that overflowed becomes NaN: its inverse root, 0, would hide it.
-    (Not of rows in half precision: XLA:CPU makes one kernel of their moments and the
-    output only if m2 is used once.)
+    An overflow is shown, but not of rows in half precision: XLA:CPU makes one kernel of
+    their moments and the output only if m2 is used once.
     """
     if x.dtype.itemsize >= 4 or x.ndim - 1 not in over.axis:
-        pooled = pooled._replace(m2=pooled.m2 + 0 * pooled.m2)
+        pooled = pooled._replace(m2=show_overflow(pooled.m2))
     moments = per_channel(pooled, over, x)
     return moments._replace(shift=sums.hold(moments.shift))
 

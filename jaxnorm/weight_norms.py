@@ -17,7 +17,7 @@ from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
-from jaxnorm.shifted import square
+from jaxnorm.shifted import show_overflow, square
 
 
 def weight_norm(
@@ -71,9 +71,8 @@ def weight_norm(
     )
     v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     scale = arguments.widen(scale, kernel)
-    squared = jnp.sum(square(v), reduced, keepdims=True)
-    squared += 0 * squared  # NaN where it overflows: 1 / inf would hide it
-    w = v * lax.rsqrt(squared + eps)
+    squares = show_overflow(jnp.sum(square(v), reduced, keepdims=True))
+    w = v * lax.rsqrt(squares + eps)
     return (w if scale is None else w * scale).astype(dtype)
 
 
