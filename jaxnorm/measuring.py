@@ -100,7 +100,8 @@ def measure(
     shift, is_mean = _shift(x, weights, count, over, pack)
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = settle(shift)
-    operands = x, sums.hold(per_channel(shift, over, x)), weights
+    shift = sums.hold(shift)
+    operands = x, _shift_per_channel(shift, over, x), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
     pack_last = pack and (over.centered or x.dtype.itemsize < 4)
@@ -115,7 +116,10 @@ def measure(
         excess = count * square(mean) if is_mean else inner(first[0], mean)
         m2 = jnp.maximum(second - excess, 0)
     moments = ShiftedMoments(count, shift, mean, m2)
-    return pool(moments, over.axis_name, over.axis_index_groups)
+    if over.axis_name is None:
+        return moments
+    pooled = pool(moments, over.axis_name, over.axis_index_groups)
+    return pooled._replace(shift=sums.hold(pooled.shift))
 
 
 def per_channel(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
@@ -147,7 +151,7 @@ def moments_per_channel(
     if x.dtype.itemsize >= 4 or x.ndim - 1 not in over.axis:
         pooled = pooled._replace(m2=show_overflow(pooled.m2))
     moments = per_channel(pooled, over, x)
-    return moments._replace(shift=sums.hold(moments.shift))
+    return moments._replace(shift=_shift_per_channel(pooled.shift, over, x))
 
 
 def moment_tangents(
@@ -247,6 +251,13 @@ def _shift(
         return near, is_mean
     axis, groups = over.channel_groups
     return _sum_groups(near, over, x) * (groups / max(x.shape[axis], 1)), is_mean
+
+
+def _shift_per_channel(shift: jax.Array, over: Reduction, x: jax.Array) -> jax.Array:
+    """Give every channel the shift of its group, which is held."""
+    if over.channel_groups is None:
+        return shift
+    return sums.hold(per_channel(shift, over, x))
 
 
 def _faster_together(x: jax.Array, over: Reduction) -> bool:

@@ -151,8 +151,10 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     large = [v.dtype.itemsize for v in present if v.size == x.size]
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
     most = MOST_NARROW if narrow else max(LEAST, MOST // len(large))
-    # Of two or three single values nothing is left to be reduced.
-    best = _best(length, LEAST if inner else 2, most, row)
+    # Where single rows were left, with nothing to be reduced, XLA would add up slices
+    # anew for every user of the sums. (Of two or three single values nothing is left.)
+    least, shortest = (LEAST, 2) if inner else (2, 1)
+    best = _best(length, least, most, shortest, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 
 
@@ -170,10 +172,13 @@ def _short(length: int, narrow: bool) -> tuple[int, int, int]:
     return fold, math.ceil(length / fold / size), size
 
 
-def _best(length: int, least: int, most: int, row: int) -> tuple[int, int] | None:
+def _best(
+    length: int, least: int, most: int, shortest: int, row: int
+) -> tuple[int, int] | None:
     """Return how many slices to cut, and of what size; None if `length` is too short.
 
-    `row` is the size of a row in bytes. The last slice may overlap the one before.
+    Slices have `shortest` rows or more; `row` is the size of a row in bytes. The last
+    slice may overlap the one before.
     """
 
     def cost(slices: tuple[int, int]) -> float:
@@ -185,7 +190,7 @@ def _best(length: int, least: int, most: int, row: int) -> tuple[int, int] | Non
         sharing = number * math.gcd(size * row, PAGE) / PAGE
         return again + left + length * max(0, sharing - 4) / 32
 
-    exact = {math.ceil(length / n) for n in range(least, most + 1)}
+    exact = {max(shortest, math.ceil(length / n)) for n in range(least, most + 1)}
     sizes = {size + more for size in exact for more in range(WINDOW + 1)}
     every = [(math.ceil(length / size), size) for size in sorted(sizes)]
     return min((s for s in every if s[0] >= least), key=cost, default=None)

@@ -106,11 +106,10 @@ def approximate_mean(
 ) -> tuple[jax.Array, bool]:
     """Return the mean over `axis`, kept with size 1, or over a part; whether over all.
 
-    Of many rows it takes a fifth, and at least 32, in four places. Their mean lies
-    within two standard deviations of that of all, whatever the values are: near enough
-    to be the shift of d = x - shift, for little of the cost. Four fifths of sum(d^2) at
-    most are then the shift's, and cancel. Half precision has fewer digits to lose: a
-    32nd is enough.
+    It takes a fifth of the rows, in four places. Their mean lies within two standard
+    deviations of that of all, whatever the values are: near enough to be the shift of
+    d = x - shift, for little of the cost. Four fifths of sum(d^2) at most are then the
+    shift's, and cancel. Half precision has fewer digits to lose: a 32nd is enough.
     """
     dtype = arguments.statistics_dtype(x.dtype)
 
@@ -179,14 +178,16 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
     """
     place = cut.length // PLACES
     rows = math.ceil(cut.length / (128 if cut.narrow else 20))
-    rows = max(rows, min(8, place))
     if cut.along_last_axis:
         # In half precision a plain sum writes all of x to memory in float32 first.
-        many = max(rows, 8) * (4 if cut.narrow else 16)
-        if not pack_last_axis or cut.length < many:
+        rows = max(rows, 8)
+        if not pack_last_axis or cut.length < rows * (4 if cut.narrow else 16):
             return 0, 0
     most = (slices.MOST_NARROW if cut.narrow else slices.MOST) // PLACES
-    pieces = max(1, min(most, rows // slices.WINDOW))
+    # Single rows need no reduction, but are then fused with what divides by their mean,
+    # twice: in half precision 8 of them are 16 conversions, which is too many.
+    single = 1 if cut.narrow else most
+    pieces = rows if rows <= single else max(1, min(most, rows // slices.WINDOW))
     size = math.ceil(rows / pieces)
     sizes = range(size, min(size + slices.WINDOW, place // pieces + 1))
     return pieces, next((n for n in sizes if slices.is_fast(n)), size)

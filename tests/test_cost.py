@@ -127,6 +127,41 @@ def test_small_values_are_computed_once(op, dtype, mode):
     assert counts and max(counts) <= 1
 
 
+def kernels_that_read_the_input(program):
+    """Count them in the entry computation."""
+    entry = re.sub(r", metadata=\{[^}]*\}", "", program[program.index("ENTRY") :])
+    (x,) = re.findall(r"%(\S+) = \S+ parameter\(0\)", entry)
+    names = [x, *re.findall(rf"%(\S+) = \S+ bitcast\(%{re.escape(x)}\)", entry)]
+    either = "|".join(map(re.escape, names))
+    return len(re.findall(rf" fusion\((?:.*, )?%(?:{either})[,)]", entry))
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(("mode", "most"), [("forward", 3), ("vjp", 5)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("batch_norm", (8, 512)),
+        ("batch_norm", (16, 512)),
+        ("batch_norm", (64, 512)),
+        ("instance_norm", (16, 4, 4, 64)),
+        ("group_norm", (16, 4, 4, 64)),
+    ],
+)
+def test_sums_of_few_rows_are_computed_once(op, shape, dtype, mode, most):
+    """XLA:CPU would add up slices anew for every user, where nothing is reduced.
+
+    What reads x: a sample for the shift, the sums, and the output; backward the sums
+    and the gradient.
+    """
+    case = Case(op, shape, dtype)
+    function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
+    arrays = place(case, make_inputs(case, mode))
+    program = jax.jit(function).lower(*arrays).compile().as_text()
+    assert 3 <= kernels_that_read_the_input(program) <= most
+
+
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
 def test_rows_in_half_precision_are_one_kernel(op):

@@ -73,7 +73,7 @@ def test_values_that_hide_in_the_sample_cost_no_digits(rows, part):
         np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=2e-6)
 
 
-@pytest.mark.parametrize("rows", [5003, 6272, 50_000])
+@pytest.mark.parametrize("rows", [49, 200, 5003, 6272, 50_000])
 def test_outliers_in_the_very_rows_of_the_sample(rows, monkeypatch):
     """The worst for the shift: a fifth of all, and just what it is taken from."""
     with monkeypatch.context() as patch:
