@@ -47,7 +47,9 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def time_in_turns(
-    runs: Mapping[str, Callable[[], Any]], timing: Timing
+    runs: Mapping[str, Callable[[], Any]],
+    timing: Timing,
+    before_round: Callable[[], Any] = lambda: None,
 ) -> dict[str, list[float]]:
     """Return seconds per call, `timing.rounds` samples of each run.
 
@@ -62,6 +64,7 @@ def time_in_turns(
     gc.disable()
     try:
         for turn in range(timing.rounds):
+            before_round()
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 samples[name].append(_sample(runs[name], calls[name]))

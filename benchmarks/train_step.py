@@ -8,6 +8,7 @@ python -m benchmarks.train_step
 python -m benchmarks.train_step --help
 """
 
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -139,7 +140,6 @@ def compile_step(network: Any) -> tuple[Callable[[], float], dict[str, Any]]:
 
 def measure_steps(config: Config) -> list[dict[str, Any]]:
     """Return one record a network, way to run its blocks, and provider."""
-    from benchmarks.runner import shuffled
     from benchmarks.timing import Timing, summarize, time_in_turns
 
     records = []
@@ -151,9 +151,10 @@ def measure_steps(config: Config) -> list[dict[str, Any]]:
                 provider: make_network(config, name, PROVIDERS[provider], scan)
                 for provider in providers
             }
+            chance = random.Random(f"{name} {scan}")  # the same in every run
             compiled = {
                 provider: compile_step(networks[provider])
-                for provider in shuffled(providers, f"{name} {scan}")
+                for provider in chance.sample(providers, len(providers))
             }
             steps = {provider: compiled[provider] for provider in providers}
             losses = {provider: run() for provider, (run, _) in steps.items()}

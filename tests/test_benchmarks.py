@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks.costs import list_collectives, residual_bytes
-from benchmarks.programs import compile_case, make_inputs
+from benchmarks.programs import compile_case, make_inputs, place
 from benchmarks.providers import PROVIDERS, SUBJECT, installed_providers
 from benchmarks.runner import run
 from benchmarks.shapes import Case
@@ -129,6 +130,36 @@ def test_providers_agree(name, op, dtype, mode, tolerance):
         )
 
 
+@pytest.mark.parametrize("name", [SUBJECT, "equinox"])
+def test_moved_inputs_lie_elsewhere_and_are_the_same(name, monkeypatch):
+    skip_unless_installed(name)
+    places = []
+
+    def noted(*args, **options):
+        arrays = place(*args, **options)
+        places.append({array.unsafe_buffer_pointer() for array in arrays})
+        return arrays
+
+    monkeypatch.setattr(programs, "place", noted)
+    case = small_case("batch_norm")
+    inputs = make_inputs(case, "vjp")
+    program = compile_case(PROVIDERS[name], case, "vjp", inputs)
+    before = program.results()
+    program.move()
+    first, second = places
+    assert first.isdisjoint(second)
+    chex.assert_trees_all_equal(before, program.results())
+
+
+def test_evaluation_returns_no_statistics():
+    """They would be copied, for a provider that returns them."""
+    case = small_case("batch_norm_eval")
+    inputs = make_inputs(case, "forward")
+    for name in (SUBJECT, "linen", "jax.nn"):
+        program = compile_case(PROVIDERS[name], case, "forward", inputs)
+        assert jax.tree.leaves(program.run())[1:] == []
+
+
 def test_inputs_are_random_and_of_the_dtype():
     inputs = make_inputs(small_case("batch_norm", "bfloat16"), "jvp")
     assert list(inputs) == [
@@ -178,8 +209,9 @@ def test_collectives_are_counted():
 def test_samples_are_taken_in_turns():
     calls = []
     runs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    samples = timing.time_in_turns(runs, Timing(3, sample_seconds=0, warmup=1))
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
+    settings = Timing(3, sample_seconds=0, warmup=1)
+    samples = timing.time_in_turns(runs, settings, before_round=lambda: runs["a"]())
+    assert "".join(calls) == "abc" + "a" + "abc" + "a" + "bca" + "a" + "cab"
     assert {name: len(values) for name, values in samples.items()} == dict.fromkeys(
         "abc", 3
     )

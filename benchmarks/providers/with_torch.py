@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.programs import Inputs, Program
+from benchmarks.programs import ARGUMENTS, Inputs, Program
 from benchmarks.settings import count_cores
 from benchmarks.shapes import Case, Mode
 
@@ -23,13 +23,14 @@ def compile_program(case: Case, mode: Mode, inputs: Inputs) -> Program | None:
     if case.axis_name is not None or mode == "jvp":
         return None
     torch.set_num_threads(count_cores())
-    arrays = [_tensor(inputs[name]) for name in ("x", "scale", "bias", "mean", "var")]
-    function = partial(_apply, case)
-    if mode == "forward":
-        run = partial(_forward, function, arrays)
-    else:
-        run = partial(_forward_backward, function, arrays, _tensor(inputs["ct"]))
-    return Program(run=run, results=lambda: _name_results(run()))
+    arrays = [_tensor(inputs[name]) for name in ARGUMENTS[mode]]
+    call = _forward if mode == "forward" else _forward_backward
+    run = partial(call, partial(_apply, case), arrays)
+
+    def move():
+        arrays[:] = [_tensor(inputs[name]) for name in ARGUMENTS[mode]]
+
+    return Program(run=run, move=move, results=lambda: _name_results(run()))
 
 
 def _name_results(results) -> dict[str, np.ndarray]:
@@ -85,9 +86,10 @@ def _forward(function, arrays):
     return (y,)
 
 
-def _forward_backward(function, arrays, cotangent):
-    parameters = [array.detach().requires_grad_() for array in arrays[:3]]
-    y = function(*parameters, *arrays[3:])
+def _forward_backward(function, arrays):
+    *arguments, cotangent = arrays
+    parameters = [array.detach().requires_grad_() for array in arguments[:3]]
+    y = function(*parameters, *arguments[3:])
     grads = torch.autograd.grad(y, parameters, cotangent, allow_unused=True)
     _synchronize()
     return y, *grads
