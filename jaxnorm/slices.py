@@ -20,8 +20,8 @@ from jax import lax
 LEAST, MOST, MOST_NARROW = 4, 16, 14
 # Along the last axis slices are short, so that what they are added up to stays in
 # registers, and a multiple of what is computed at once. Long rows are folded, until
-# there are at most so many slices, of at most such a size.
-MULTIPLE, MOST_SHORT, SHORT = 16, 48, 16
+# there are at most so many slices (of one large array, of two), of such a size or less.
+MULTIPLE, MOST_SHORT, MOST_SHORT_OF_TWO, SHORT = 16, 64, 48, 16
 MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW = 8, 14, 64
 # Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
@@ -146,9 +146,10 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
     narrow = any(v.dtype.itemsize < 4 for v in present)
     length, group = lengths[chosen], groups[chosen]
-    if not inner and length >= LEAST * MULTIPLE:
-        return Cut(x.shape, group, *_short(length, narrow), narrow)
     large = [v.dtype.itemsize for v in present if v.size == x.size]
+    if not inner and length >= LEAST * MULTIPLE:
+        short = _short(length, narrow, alone=len(large) == 1)
+        return Cut(x.shape, group, *short, narrow)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
     most = MOST_NARROW if narrow else max(LEAST, MOST // len(large))
     # Where single rows were left, with nothing to be reduced, XLA would add up slices
@@ -158,12 +159,13 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 
 
-def _short(length: int, narrow: bool) -> tuple[int, int, int]:
+def _short(length: int, narrow: bool, *, alone: bool) -> tuple[int, int, int]:
     """Return how often to fold a last axis, how many slices to cut, and of what size.
 
     Where its length has no factor that is right, slices are longer.
     """
-    multiple, most, short = MULTIPLE, MOST_SHORT, SHORT
+    most = MOST_SHORT if alone else MOST_SHORT_OF_TWO
+    multiple, short = MULTIPLE, SHORT
     if narrow:
         multiple, most, short = MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW
     folds = range(math.ceil(length / (most * short)), length // short // LEAST + 1)
