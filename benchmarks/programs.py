@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +30,38 @@ ARGUMENTS: dict[Mode, tuple[str, ...]] = {
 OF_INPUT_SHAPE = ("x", "ct", "t_x")
 
 
-class Program(NamedTuple):
+@dataclass
+class Program:
     """Something that can be timed.
 
     Attributes:
-      run: computes once, and returns when the result is there.
-      move: puts the inputs elsewhere in memory.
-      results: computes once and returns what all providers agree upon, by name: "y",
-        and the gradients or the tangent; float32, features last.
+      call: computes with the placed inputs, and returns when the result is there.
+      place: copies the inputs to the device.
+      arrays: the inputs as they were placed last.
+      name_results: from what `call` returns to what all providers agree upon, by name:
+        "y", and the gradients or the tangent; float32, features last.
       compile_seconds: time to trace, lower and compile; None where nothing is compiled.
       costs: what the compiler says of the program, where there is a compiler.
     """
 
-    run: Callable[[], Any]
-    move: Callable[[], None]
-    results: Callable[[], dict[str, np.ndarray]]
+    call: Callable[..., Any]
+    place: Callable[[], list[Any]]
+    arrays: list[Any]
+    name_results: Callable[[Any], dict[str, np.ndarray]]
     compile_seconds: float | None = None
     costs: Costs | None = None
+
+    def move(self) -> None:
+        """Put the inputs elsewhere in memory."""
+        self.arrays = self.place()
+
+    def run(self) -> Any:
+        """Compute once."""
+        return self.call(*self.arrays)
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Compute once, and return the results by name."""
+        return self.name_results(self.run())
 
 
 def make_inputs(case: Case, mode: Mode, seed: int = 0) -> Inputs:
@@ -133,16 +149,11 @@ def compile_case(
     compiled = jax.jit(in_mode(function, mode)).lower(*arrays).compile()
     seconds = time.perf_counter() - start
 
-    def run():
-        return jax.block_until_ready(compiled(*arrays))
-
-    def move():
-        arrays[:] = new_arrays()
-
     return Program(
-        run=run,
-        move=move,
-        results=lambda: _name_results(provider, case, mode, run()),
+        lambda *arrays: jax.block_until_ready(compiled(*arrays)),
+        new_arrays,
+        arrays,
+        partial(_name_results, provider, case, mode),
         compile_seconds=seconds,
         costs=measure_costs(case, mode, function, compiled, arrays),
     )
@@ -182,9 +193,6 @@ def copy_program(case: Case, inputs: Inputs) -> Program:
     copy = jax.jit(lambda x: lax.bitcast_convert_type(x, bits) + 1)
     compiled = copy.lower(*arrays).compile()
 
-    def move():
-        arrays[:] = new_arrays()
-
     return Program(
-        run=lambda: jax.block_until_ready(compiled(*arrays)), move=move, results=dict
+        lambda x: jax.block_until_ready(compiled(x)), new_arrays, arrays, lambda _: {}
     )

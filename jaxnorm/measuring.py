@@ -101,7 +101,7 @@ def measure(
     if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
         shift = settle(shift)
     shift = sums.hold(shift)
-    operands = x, _shift_per_channel(shift, over, x), weights
+    operands = x, _hold_repeated(per_channel(shift, over, x), over), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
     pack_last = pack and (over.centered or x.dtype.itemsize < 4)
@@ -151,7 +151,7 @@ def moments_per_channel(
     if x.dtype.itemsize >= 4 or x.ndim - 1 not in over.axis:
         pooled = pooled._replace(m2=show_overflow(pooled.m2))
     moments = per_channel(pooled, over, x)
-    return moments._replace(shift=_shift_per_channel(pooled.shift, over, x))
+    return moments._replace(shift=_hold_repeated(moments.shift, over))
 
 
 def moment_tangents(
@@ -253,11 +253,9 @@ def _shift(
     return _sum_groups(near, over, x) * (groups / max(x.shape[axis], 1)), is_mean
 
 
-def _shift_per_channel(shift: jax.Array, over: Reduction, x: jax.Array) -> jax.Array:
-    """Give every channel the shift of its group, which is held."""
-    if over.channel_groups is None:
-        return shift
-    return sums.hold(per_channel(shift, over, x))
+def _hold_repeated(shift: jax.Array, over: Reduction) -> jax.Array:
+    """Hold what channels got of their group; a shift of their own is held already."""
+    return shift if over.channel_groups is None else sums.hold(shift)
 
 
 def _faster_together(x: jax.Array, over: Reduction) -> bool:

@@ -60,11 +60,9 @@ def merge(parts: ShiftedMoments) -> ShiftedMoments:
 
 
 def pool(
-    moments: ShiftedMoments, axis_name: AxisName | None, groups: Groups | None
+    moments: ShiftedMoments, axis_name: AxisName, groups: Groups | None
 ) -> ShiftedMoments:
     """Merge the moments of all devices along `axis_name`, or of this one's group."""
-    if axis_name is None:
-        return moments
     if lax.axis_size(axis_name) > FEW_DEVICES:
         return _pool_in_two_rounds(moments, axis_name, groups)
     parts = devices.gather(moments, axis_name)

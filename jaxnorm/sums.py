@@ -179,8 +179,8 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
     place = cut.length // PLACES
     rows = math.ceil(cut.length / (128 if cut.narrow else 20))
     if cut.along_last_axis:
-        # In half precision a plain sum writes all of x to memory in float32 first.
         rows = max(rows, 8)
+        # In half precision a plain sum writes all of x to memory in float32 first.
         if not pack_last_axis or cut.length < rows * (4 if cut.narrow else 16):
             return 0, 0
     most = (slices.MOST_NARROW if cut.narrow else slices.MOST) // PLACES

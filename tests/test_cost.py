@@ -93,6 +93,12 @@ def test_forward_mode_moves_as_few_bytes(op, dtype, most):
     assert costs(op, dtype, "jvp").bytes_per_element <= most
 
 
+def compiled_text(case, mode):
+    function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
+    arrays = place(case, make_inputs(case, mode))
+    return jax.jit(function).lower(*arrays).compile().as_text()
+
+
 FUSION = re.compile(r"^%\S+ \([^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
 ARITHMETIC = re.compile(
     r" = \w+\[([\d,]*)\]\S* (?:add|subtract|multiply|divide|maximum|rsqrt)\("
@@ -119,10 +125,7 @@ def computed_for_each_element(program, size):
 def test_small_values_are_computed_once(op, dtype, mode):
     """XLA:CPU would compute a value of a feature anew for each element of x."""
     case = Case(op, SHAPES[op], dtype)
-    function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
-    arrays = place(case, make_inputs(case, mode))
-    program = jax.jit(function).lower(*arrays).compile().as_text()
-    counts = computed_for_each_element(program, case.size)
+    counts = computed_for_each_element(compiled_text(case, mode), case.size)
     # One: the sum of the two halves of a complex number.
     assert counts and max(counts) <= 1
 
@@ -155,10 +158,7 @@ def test_sums_of_few_rows_are_computed_once(op, shape, dtype, mode, most):
     What reads x: a sample for the shift, the sums, and the output; backward the sums
     and the gradient.
     """
-    case = Case(op, shape, dtype)
-    function = in_mode(PROVIDERS["jaxnorm"].build(case), mode)
-    arrays = place(case, make_inputs(case, mode))
-    program = jax.jit(function).lower(*arrays).compile().as_text()
+    program = compiled_text(Case(op, shape, dtype), mode)
     assert 3 <= kernels_that_read_the_input(program) <= most
 
 

@@ -23,14 +23,12 @@ def compile_program(case: Case, mode: Mode, inputs: Inputs) -> Program | None:
     if case.axis_name is not None or mode == "jvp":
         return None
     torch.set_num_threads(count_cores())
-    arrays = [_tensor(inputs[name]) for name in ARGUMENTS[mode]]
     call = _forward if mode == "forward" else _forward_backward
-    run = partial(call, partial(_apply, case), arrays)
 
-    def move():
-        arrays[:] = [_tensor(inputs[name]) for name in ARGUMENTS[mode]]
+    def place():
+        return [_tensor(inputs[name]) for name in ARGUMENTS[mode]]
 
-    return Program(run=run, move=move, results=lambda: _name_results(run()))
+    return Program(partial(call, partial(_apply, case)), place, place(), _name_results)
 
 
 def _name_results(results) -> dict[str, np.ndarray]:
@@ -79,14 +77,14 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _forward(function, arrays):
+def _forward(function, *arrays):
     with torch.no_grad():
         y = function(*arrays)
     _synchronize()
     return (y,)
 
 
-def _forward_backward(function, arrays):
+def _forward_backward(function, *arrays):
     *arguments, cotangent = arrays
     parameters = [array.detach().requires_grad_() for array in arguments[:3]]
     y = function(*parameters, *arguments[3:])
