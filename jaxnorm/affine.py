@@ -74,7 +74,7 @@ def gain_and_offset(
     inverse: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
-) -> tuple[jax.Array, ...]:
+) -> tuple[jax.Array, jax.Array]:
     """Return the factor and the offset of (d - mean) * inverse * scale + bias.
 
     That of d loses no digits: its mean is at most a few standard deviations. Both are 0
@@ -83,7 +83,7 @@ def gain_and_offset(
     gain = times(inverse, scale)
     offset = -moments.mean * gain if bias is None else bias - moments.mean * gain
     some = moments.count > 0
-    return tuple(sums.hold(jnp.where(some, v, 0)) for v in (gain, offset))
+    return sums.hold(jnp.where(some, gain, 0)), sums.hold(jnp.where(some, offset, 0))
 
 
 def constant_within_sets(inverse: jax.Array, *parameters: jax.Array | None) -> bool:

@@ -194,27 +194,27 @@ def check_stats(
     return stats
 
 
-def check_update(stats: Any, moments: Any, *, caller: str) -> Any:
-    """Return running statistics, of arrays, if the moments of a batch can move them."""
+def check_update(stats: Any, moments: Any, *, caller: str) -> tuple[Any, Any]:
+    """Return running statistics, and moments of a batch that can move them."""
     stats = _as_arrays(stats, caller=caller)
     check_precision(stats, caller=caller)
-    check_moments(moments, caller=caller)
     shape = stats.mean.shape
-    for name, leaf in zip(("count", "mean", "m2"), moments, strict=True):
-        if not _fits(jnp.shape(leaf), shape):
+    whole = check_moments(moments, caller=caller)
+    for name, given, leaf in zip(("count", "mean", "m2"), moments, whole, strict=True):
+        if not _fits(leaf.shape, shape):
             raise ValueError(
                 f"{caller}: moments must have the shape of the statistics. Received "
-                f"moments.{name} with shape {jnp.shape(leaf)} for stats with shape "
+                f"moments.{name} with shape {np.shape(given)} for stats with shape "
                 f"{shape}; reduce every axis but the features."
             )
-    if jnp.iscomplexobj(moments.mean) and not jnp.iscomplexobj(stats.mean):
-        dtype = jnp.asarray(moments.mean).dtype
+    if jnp.iscomplexobj(whole.mean) and not jnp.iscomplexobj(stats.mean):
+        dtype = whole.mean.dtype
         raise TypeError(
             f"{caller}: complex moments have a complex mean. Received moments.mean of "
             f"{dtype} and stats.mean of {stats.mean.dtype}; use "
             f"jaxnorm.init_stats(..., dtype={dtype})."
         )
-    return stats
+    return stats, whole
 
 
 def check_precision(stats: Any, *, caller: str) -> None:
@@ -229,36 +229,50 @@ def check_precision(stats: Any, *, caller: str) -> None:
             )
 
 
-def check_moments(moments: Any, *, caller: str) -> None:
-    """Raise unless it has the parts of Moments."""
+def check_moments(moments: Any, *, caller: str) -> Any:
+    """Return moments, of arrays; the count has the rank of the mean."""
     if not all(hasattr(moments, name) for name in ("count", "mean", "m2")):
         raise TypeError(
             f"{caller}: moments must be Moments(count, mean, m2). Received "
             f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
             "array."
         )
+    count, mean, m2 = (
+        as_array(getattr(moments, name), caller=caller, name=f"moments.{name}")
+        for name in ("count", "mean", "m2")
+    )
+    return type(moments)(align_count(count, mean.shape), mean, m2)
 
 
-def check_pair(a: Any, b: Any, *, caller: str) -> None:
-    """Raise unless the moments of two sets have shapes that broadcast."""
-    for moments in (a, b):
-        check_moments(moments, caller=caller)
-    shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
+def align_count(count: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Give a count the rank of what it counts; of sets stacked in front, one a set."""
+    more = (1,) * (len(shape) - count.ndim)
+    in_front = count.shape == shape[: count.ndim]
+    return count.reshape((*count.shape, *more) if in_front else (*more, *count.shape))
+
+
+def check_pair(a: Any, b: Any, *, caller: str) -> tuple[Any, Any]:
+    """Return the moments of two sets, of arrays, if their shapes broadcast."""
+    pair = check_moments(a, caller=caller), check_moments(b, caller=caller)
     try:
-        for pair in zip(*shapes, strict=True):
-            np.broadcast_shapes(*pair)
+        for leaves in zip(*pair, strict=True):
+            np.broadcast_shapes(*(leaf.shape for leaf in leaves))
     except ValueError:
+        shapes = [tuple(np.shape(leaf) for leaf in moments) for moments in (a, b)]
         raise ValueError(
             f"{caller}: moments of two sets must have shapes that broadcast. Received "
             f"(count, mean, m2) of shapes {shapes[0]} and {shapes[1]}; reduce the same "
             "axes of both."
         ) from None
+    return pair
 
 
 def _as_arrays(stats: Any, *, caller: str) -> Any:
     if not all(hasattr(stats, name) for name in ("mean", "var", "weight")):
         mend = "start with jaxnorm.init_stats(num_features)"
-        if isinstance(stats, dict | tuple | list):  # as checkpoints may restore it
+        if hasattr(stats, "m2"):
+            mend = "stats come first, then moments"
+        elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
             stars = "**" if isinstance(stats, dict) else "*"
             mend = f"jaxnorm.NormStats({stars}stats) makes one of its parts"
         raise TypeError(
@@ -266,6 +280,13 @@ def _as_arrays(stats: Any, *, caller: str) -> Any:
             f"{mend}."
         )
     mean, var, weight = (jnp.asarray(v) for v in (stats.mean, stats.var, stats.weight))
+    for name, leaf in (("mean", mean), ("var", var)):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{caller}: running statistics must be of a floating-point dtype. "
+                f"Received stats.{name} of {leaf.dtype}; convert it first, for example "
+                "to float32."
+            )
     # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
     if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
         weight = weight.astype(jnp.finfo(statistics_dtype(var.dtype)).dtype)

@@ -73,20 +73,25 @@ def spatial_axes(
 
 
 def check_reduced(
-    x: jax.Array, axes: tuple[int, ...], axis_name: AxisName | None, *, caller: str
+    x: jax.Array,
+    axes: tuple[int, ...],
+    axis_name: AxisName | None,
+    *,
+    caller: str,
+    name: str = "x",
+    mend: str = "add a batch or a spatial axis, or name a device axis",
 ) -> None:
     """Raise if there is no element to take a statistic of."""
     if not axes and axis_name is None:
         raise ValueError(
             f"{caller}: at least one axis must be reduced to have a statistic. "
-            f"Received x with shape {x.shape} and no axis left to reduce; add a batch "
-            "or a spatial axis, or name a device axis."
+            f"Received {name} with shape {x.shape} and no axis left to reduce; {mend}."
         )
     if x.size == 0 and math.prod(x.shape[axis] for axis in axes) == 0:
         raise ValueError(
             f"{caller}: the reduced axes {axes} must hold at least one element. "
-            f"Received x with shape {x.shape}; skip empty batches, or pad them and "
-            "pass weights=0."
+            f"Received {name} with shape {x.shape}; skip empty batches, or pad them "
+            "and pass weights=0."
         )
 
 

@@ -98,7 +98,8 @@ def measure(
 
     count = _sum_groups(_count(x, weights, over.axis), over, x)
     shift, is_mean = _shift(x, weights, count, over, pack)
-    if x.dtype == shift.dtype:  # input of half precision has no digits to lose there
+    # Of half precision there are no digits to lose, where a shift of its own is held.
+    if x.dtype == shift.dtype or weights is not None or x.shape[-1:] == (1,):
         shift = settle(shift)
     shift = sums.hold(shift)
     operands = x, _hold_repeated(per_channel(shift, over, x), over), weights

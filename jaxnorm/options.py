@@ -41,21 +41,24 @@ def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:
     return dtype
 
 
-def check_eps(eps: ArrayLike, *, caller: str, name: str = "eps") -> ArrayLike:
+def check_eps(
+    eps: ArrayLike, *, caller: str, name: str = "eps", usual: str = "1e-5"
+) -> ArrayLike:
     """Return `eps` if it is a positive number, as far as it is known."""
     if not _is_real_scalar(eps):
         raise TypeError(
             f"{caller}: {name} must be one real number. {_received(name, eps)}; the "
-            "usual value is 1e-5."
+            f"usual value is {usual}."
         )
     value = known(eps)
     # What is smaller may be taken for zero: processors flush it.
     if value is not None and not np.finfo(np.float32).tiny <= value < np.inf:
         raise ValueError(
             f"{caller}: {name} must be positive, or a constant input would be divided "
-            f"by zero, and finite. Received {name}={eps}; the usual value is 1e-5."
+            f"by zero, and finite. Received {name}={eps}; the usual value is {usual}."
         )
-    return eps
+    # One of NumPy's numbers would make float64 of all that it is added to.
+    return float(eps) if isinstance(eps, np.generic | np.ndarray) else eps
 
 
 def check_decay(

@@ -122,6 +122,13 @@ def _stacked(
             f"weight) of shapes {', '.join(map(str, dict.fromkeys(shapes)))}; gather "
             "features that are spread over devices before their replicas are merged."
         )
+    mean, var, weight = shapes[0]
+    if var != mean or weight not in ((), mean):
+        raise ValueError(
+            f"{caller}: mean and var must have one shape, and weight that or none. "
+            f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; start "
+            "with jaxnorm.init_stats(num_features)."
+        )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
 
 

@@ -153,7 +153,7 @@ def update_stats(
     caller = "update_stats"
     decay = options.check_decay(decay, caller=caller)
     ddof = options.check_ddof(ddof, caller=caller)
-    stats = arguments.check_update(stats, moments, caller=caller)
+    stats, moments = arguments.check_update(stats, moments, caller=caller)
     return move(stats, moments, decay=decay, ddof=ddof)
 
 

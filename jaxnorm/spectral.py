@@ -134,7 +134,7 @@ def spectral_norm(
     caller = "spectral_norm"
     kernel = arguments.check_input(kernel, caller=caller, name="kernel")
     dtype = options.check_dtype(dtype, kernel, caller=caller)
-    eps = options.check_eps(eps, caller=caller)
+    eps = options.check_eps(eps, caller=caller, usual="1e-12")
     training = options.check_training(training, caller=caller)
     features = axes.canonicalize_axes(
         feature_axis, kernel.ndim, caller=caller, name="feature_axis"

@@ -64,7 +64,7 @@ def weight_norm(
     caller = "weight_norm"
     kernel = arguments.check_input(kernel, caller=caller, name="kernel")
     dtype = options.check_dtype(dtype, kernel, caller=caller)
-    eps = options.check_eps(eps, caller=caller)
+    eps = options.check_eps(eps, caller=caller, usual="1e-12")
     features, reduced = _split_axes(kernel, feature_axis, caller)
     scale = arguments.expand_parameter(
         scale, kernel, features, caller=caller, name="scale", of="kernel"
@@ -122,7 +122,8 @@ def weight_standardization(
     dtype = options.check_dtype(dtype, kernel, caller=caller)
     eps = options.check_eps(eps, caller=caller)
     features, reduced = _split_axes(kernel, feature_axis, caller)
-    axes.check_reduced(kernel, reduced, None, caller=caller)
+    mend = "keep an axis out of feature_axis"
+    axes.check_reduced(kernel, reduced, None, caller=caller, name="kernel", mend=mend)
     scale = arguments.expand_parameter(
         scale, kernel, features, caller=caller, name="scale", of="kernel"
     )

@@ -117,6 +117,38 @@ ERRORS = {
         "batch_norm: stats must be a NormStats. Received dict; "
         "jaxnorm.NormStats(**stats) makes one of its parts.",
     ),
+    "moments before statistics": (
+        lambda: jn.update_stats(jn.compute_moments(X, 0), STATS),
+        TypeError,
+        "update_stats: stats must be a NormStats. Received Moments; stats come first, "
+        "then moments.",
+    ),
+    "statistics of integers": (
+        lambda: batch_norm(stats=STATS._replace(mean=jnp.zeros(6, int))),
+        TypeError,
+        "batch_norm: running statistics must be of a floating-point dtype. Received "
+        "stats.mean of int32; convert it first, for example to float32.",
+    ),
+    "replicas of which one part is shorter": (
+        lambda: jn.merge_stats([STATS._replace(var=jnp.ones(2))]),
+        ValueError,
+        "merge_stats: mean and var must have one shape, and weight that or none. "
+        "Received (mean, var, weight) of shapes (6,), (2,), (); start with "
+        "jaxnorm.init_stats(num_features).",
+    ),
+    "a kernel of features alone": (
+        lambda: jn.weight_standardization(X, feature_axis=(0, 1)),
+        ValueError,
+        "weight_standardization: at least one axis must be reduced to have a "
+        "statistic. Received kernel with shape (4, 6) and no axis left to reduce; keep "
+        "an axis out of feature_axis.",
+    ),
+    "an eps of weight norm that is zero": (
+        lambda: jn.weight_norm(X, eps=0.0),
+        ValueError,
+        "weight_norm: eps must be positive, or a constant input would be divided by "
+        "zero, and finite. Received eps=0.0; the usual value is 1e-12.",
+    ),
     "statistics that a checkpoint gave as a list": (
         lambda: jn.update_stats(list(STATS), None),
         TypeError,

@@ -350,6 +350,24 @@ def test_debias_starts_at_the_first_batch():
     assert_allclose(stats["weight"], 0.1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kwargs", [{"debias": True}, {"decay": None}])
+def test_averages_that_flax_trained_go_on(kwargs):
+    """Their checkpoint has no weight; from 0 the first batch would replace them."""
+    x = sample((8, 6))
+    trained = {"mean": jnp.full(6, 5.0), "var": jnp.full(6, 4.0)}
+    variables = {"params": {"scale": jnp.ones(6), "bias": jnp.zeros(6)}}
+    variables["batch_stats"] = trained
+    norm = ours.BatchNorm(use_running_average=True, momentum=0.9, **kwargs)
+    assert_allclose(norm.apply(variables, x), (x - 5) / 2, rtol=1e-4)
+    norm = ours.BatchNorm(momentum=0.9, **kwargs, **TRAINING)
+    _, variables = train(norm, variables, x)
+    share = 0.1 if "debias" in kwargs else 0.5
+    mean = 5 + share * (np.asarray(x).mean(0) - 5)
+    assert_allclose(variables["batch_stats"]["mean"], mean, rtol=1e-5)
+    weight = 1 if "debias" in kwargs else 2
+    assert_allclose(variables["batch_stats"]["weight"], weight)
+
+
 @pytest.mark.parametrize("kwargs", [{"decay": None}, {"momentum": None}])
 def test_no_decay_is_the_average_of_all_batches(kwargs):
     x = sample((5, 8, 6))
@@ -520,6 +538,16 @@ def test_errors_name_the_module_and_its_path(module, x, kwargs, error, text):
 
 
 @pytest.mark.parametrize(
+    ("norm", "kwargs"),
+    [(ours.SpectralNorm, {"update_stats": True}), (ours.WeightNorm, {})],
+)
+def test_the_epsilon_of_kernels(norm, kwargs):
+    module = norm(linen.Dense(3), epsilon=0.0)
+    with pytest.raises(ValueError, match=r"epsilon must be positive.*value is 1e-12"):
+        module.init(KEY, sample((4, 6)), **kwargs)
+
+
+@pytest.mark.parametrize(
     ("module", "text"),
     [
         (ours.BatchNorm(axis=3, **TRAINING), "BatchNorm: axis must lie in"),
@@ -528,7 +556,8 @@ def test_errors_name_the_module_and_its_path(module, x, kwargs, error, text):
         (ours.LayerNorm(epsilon=0.0), "LayerNorm: epsilon must be positive"),
         (ours.LayerNorm(reduction_axes=2), "reduction_axes must lie in"),
         (ours.GroupNorm(4), "GroupNorm: num_groups must be positive and divide"),
-        (ours.GroupNorm(None, 4), "group_size must be positive and divide"),
+        (ours.GroupNorm(None, 4), "group_size must be a whole number that divides the"),
+        (ours.GroupNorm(None, 1.5), "Received group_size=1.5 for 6 channels"),
         (ours.GroupNorm(2, 3), "either num_groups or group_size must be given"),
         (ours.GroupNorm(2, reduction_axes=0), "must include the feature axis 1"),
         (ours.InstanceNorm(feature_axes=0), "cannot include the leading dimension"),

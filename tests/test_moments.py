@@ -90,6 +90,20 @@ def test_outliers_in_the_very_rows_of_the_sample(rows, monkeypatch):
         np.testing.assert_allclose(variance(x), var, rtol=2.3e-6)
 
 
+def test_two_values_one_of_them_in_the_sampled_rows():
+    """The worst that was found: what is rounded is rounded alike in every row."""
+    variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        rng.normal(0, 0.01, (3136, 3))
+        x = np.full((3136, 3), rng.normal(0, 1e-3))
+        for place in range(4):
+            x[place * 784 : place * 784 + 160] += 0.01 * rng.uniform(0.9, 1.1)
+        x = x.astype(np.float32)
+        _, _, var = moments64(x, (0,))
+        np.testing.assert_allclose(variance(x), var, rtol=2.9e-6)
+
+
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         x = RNG.normal(1e8, 1.0, (1000, 2))
@@ -261,6 +275,26 @@ def test_the_variance_of_moments_that_are_stacked():
     assert stacked.count.shape == (3,)
     each = [jn.compute_moments(x[i], 0, weights=weights[i]).var for i in range(3)]
     np.testing.assert_allclose(stacked.var, np.stack(each), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sets", [3, 4])
+def test_merging_moments_that_are_stacked(sets):
+    """One count a set, also where there are as many sets as features."""
+    x = RNG.normal(size=(2, sets, 5, 3)).astype(np.float32)
+    weights = (np.arange(2 * sets * 5).reshape(2, sets, 5, 1) % 7).astype(np.float32)
+
+    def moments(x, w):
+        return jn.compute_moments(x, 0, weights=w)
+
+    a, b = map(jax.vmap(moments), x, weights)
+    assert a.count.shape == (sets,)
+    merged, expected = jn.merge_moments(a, b), jax.vmap(jn.merge_moments)(a, b)
+    chex.assert_trees_all_close(merged.mean, expected.mean, rtol=1e-6)
+    chex.assert_trees_all_close(merged.m2, expected.m2, rtol=1e-6)
+    np.testing.assert_allclose(merged.count, expected.count[:, None])
+    chex.assert_trees_all_close(merged.var, expected.var, rtol=1e-6)
+    again = jn.merge_moments(merged, a)
+    assert again.count.shape == (sets, 1)
 
 
 @pytest.mark.usefixtures("number_of_devices")

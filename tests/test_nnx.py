@@ -483,3 +483,12 @@ def test_complex_output_of_real_input():
     assert y.dtype == jnp.complex64
     plain = ours.LayerNorm(6, rngs=rngs())
     assert_allclose(y, plain(sample()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_at_call_time_has_a_say_in_the_dtype():
+    x, bias = sample((4, 6)).astype(jnp.bfloat16), jnp.ones(6)
+    for norm in (ours.RMSNorm, ours.LayerNorm):
+        kwargs = {} if norm is ours.RMSNorm else {"use_bias": False}
+        module = norm(6, use_scale=False, **kwargs, rngs=rngs())
+        assert module(x).dtype == jnp.bfloat16
+        assert module(x, bias=bias).dtype == jnp.float32

@@ -1,5 +1,7 @@
 """Outputs and derivatives of every norm, against the textbook's formula."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -417,3 +419,41 @@ def test_no_dtype_is_promoted_implicitly(case, dtype):
         for weights in (None, mask):
             y, vjp = jax.vjp(lambda *args, w=weights: case(*args, w), x, scale, bias)
             vjp(y)
+
+
+@pytest.mark.parametrize("eps", [np.float64(1e-5), np.array(1e-5)])
+def test_an_eps_of_numpy_widens_nothing(eps):
+    """Under x64 its dtype is float64, which would be that of all it is added to."""
+    with jax.enable_x64(True):
+        x, stats = jnp.ones((4, 3), jnp.float32), jn.init_stats(3)
+        for f in (
+            lambda x: jn.layer_norm(x, eps=eps),
+            lambda x: jn.batch_norm(x, stats, training=True, eps=eps)[0],
+            lambda x: jn.normalize(x, stats.mean, stats.var, feature_axis=-1, eps=eps),
+        ):
+            gradient = jax.make_jaxpr(jax.grad(lambda x, f=f: f(x).sum()))(x)
+            assert not re.search(r"f64\[\d", str(gradient))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("shape", [(49, 3, 1), (49, 3), (49, 1)])
+def test_constants_of_some_weight_become_zero(dtype, shape):
+    """The shift is one number to all that use it, wherever it is a product."""
+    x = np.random.default_rng(0).normal(0, 1e4, (1, *shape[1:]))
+    x = jnp.broadcast_to(jnp.asarray(x, dtype), shape)
+    weights = jnp.arange(49).reshape(49, *(1,) * (len(shape) - 1)) % 5 < 3
+    stats = jn.init_stats(shape[1:])
+
+    @jax.jit
+    def f(x):
+        features = tuple(range(1, len(shape)))
+        return jn.batch_norm(
+            x,
+            stats,
+            training=True,
+            weights=weights,
+            feature_axis=features,
+            dtype=jnp.float32,
+        )[0]
+
+    np.testing.assert_allclose(f(x), 0, atol=1e-4)

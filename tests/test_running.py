@@ -141,6 +141,24 @@ def test_one_weight_a_feature_debiases_each():
     )
 
 
+def test_stacked_moments_move_stacked_statistics():
+    moments = jax.vmap(lambda x: jn.compute_moments(x, 0, weights=x[:, :1] > 3))(
+        BATCHES[:3]
+    )
+    stats = jax.vmap(lambda _: jn.init_stats(3))(jnp.arange(3))
+    stats = stats._replace(weight=jnp.full((3, 3), 0.5))
+    moved = jn.update_stats(stats, moments, ddof=1)
+    expected = jax.vmap(lambda s, m: jn.update_stats(s, m, ddof=1))(stats, moments)
+    chex.assert_trees_all_close(moved, expected, rtol=1e-6)
+
+
+def test_moments_may_be_lists():
+    moments = jn.Moments(2.0, [1.0, 2.0], [1.0, 4.0])
+    stats = jn.update_stats(jn.init_stats(2), moments)
+    np.testing.assert_allclose(stats.mean, [1, 2])
+    np.testing.assert_allclose(stats.var, [0.5, 2])
+
+
 def test_decay_1_from_nothing_keeps_the_start():
     chex.assert_trees_all_equal(run(jn.init_stats(3), decay=1.0), jn.init_stats(3))
 

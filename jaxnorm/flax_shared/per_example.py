@@ -94,9 +94,9 @@ def count_groups(
         )
     if num_groups is not None:
         return axes.check_groups(channels, num_groups, caller=label)
-    if not group_size or group_size < 1 or channels % group_size:
+    if not group_size or group_size < 1 or group_size % 1 or channels % group_size:
         raise ValueError(
-            f"{label}: group_size must be positive and divide the number of channels. "
+            f"{label}: group_size must be a whole number that divides the channels. "
             f"Received group_size={group_size} for {channels} channels; choose a "
             "divisor."
         )

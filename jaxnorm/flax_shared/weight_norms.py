@@ -4,7 +4,9 @@ from typing import Any
 
 import jax
 from flax.linen.dtypes import canonicalize_dtype
+from jax.typing import ArrayLike
 
+from jaxnorm import options
 from jaxnorm.flax_shared import inputs
 from jaxnorm.spectral import SpectralStats, spectral_norm
 from jaxnorm.weight_norms import weight_norm
@@ -19,13 +21,14 @@ def spectrally_normalized(
 ) -> tuple[jax.Array, SpectralStats]:
     """Divide a kernel by its largest singular value."""
     dtype = canonicalize_dtype(kernel, *stats, dtype=module.dtype)
+    eps = _check_epsilon(module, label)
     with inputs.errors_named(label):
         return spectral_norm(
             kernel,
             stats,
             training=update,
             n_steps=module.n_steps,
-            eps=module.epsilon,
+            eps=eps,
             dtype=dtype,
         )
 
@@ -54,11 +57,18 @@ def length_normalized(
 ) -> jax.Array:
     """Give a kernel the lengths `scale`."""
     dtype = canonicalize_dtype(kernel, scale, dtype=module.dtype)
+    eps = _check_epsilon(module, label)
     with inputs.errors_named(label):
         return weight_norm(
             kernel,
             scale,
             feature_axis=module.feature_axes,
-            eps=module.epsilon,
+            eps=eps,
             dtype=dtype,
         )
+
+
+def _check_epsilon(module: Any, label: str) -> ArrayLike:
+    return options.check_eps(
+        module.epsilon, caller=label, name="epsilon", usual="1e-12"
+    )

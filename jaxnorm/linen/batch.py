@@ -30,6 +30,7 @@ class BatchNorm(Norm):
       axis: the feature axis, or axes; all others are reduced.
       momentum: the weight of the old running value.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
+        Averages without a weight, from a checkpoint, go on as they are.
         `weight` in `batch_stats` says how much evidence there is.
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
       decay: the functional API's word for `momentum`, in place of which it is used;
@@ -105,12 +106,16 @@ class BatchNorm(Norm):
         features = inputs.axes_of(label, x, self.axis, "axis")
         self._check_collection(training)
         stats = batch.first_stats(self, inputs.sizes_of(x, features), x.dtype)
+        if self.has_variable(STATS, "mean"):
+            # Averages that were trained without a weight go on with a full one.
+            stats = stats._replace(weight=jnp.ones_like(stats.weight))
         names = NormStats._fields[: 3 if batch.has_weight(self) else 2]
         stored = {
             name: self.variable(STATS, name, lambda leaf: leaf, getattr(stats, name))
             for name in names
+            if self.is_mutable_collection(STATS) or self.has_variable(STATS, name)
         }
-        stats = stats._replace(**{name: stored[name].value for name in names})
+        stats = stats._replace(**{name: leaf.value for name, leaf in stored.items()})
         batch.check_stats(label, x, features, stats)
         gamma, beta, dtype = self._parameters(x, features, scale, bias)
         y, stats = batch.normalize_batch(
@@ -126,8 +131,8 @@ class BatchNorm(Norm):
             synchronize=not self.is_initializing(),
         )
         if training is not False and not self.is_initializing():
-            for name in names:
-                stored[name].value = getattr(stats, name)
+            for name, leaf in stored.items():
+                leaf.value = getattr(stats, name)
         return y
 
     @nn.nowrap

@@ -74,8 +74,8 @@ class Norm(nnx.Module):
         x = inputs.check_input(label, x, self.dtype)
         plan = self._plan(label, x)
         gamma, beta = self._parameters(label, x, plan.features, scale, bias)
-        own = (gamma, beta) if hasattr(self, "bias") else (gamma,)
-        dtype = self._output_dtype(x, *own)
+        has_bias = hasattr(self, "bias") or beta is not None
+        dtype = self._output_dtype(x, gamma, *((beta,) if has_bias else ()))
         return per_example.normalize(
             self, label, x, plan, gamma, beta, mask=mask, dtype=dtype
         )

@@ -285,9 +285,9 @@ def _normalize(
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
     dtype = options.check_dtype(dtype, operands.x, caller=caller)
-    options.check_eps(operands.eps, caller=caller)
+    eps = options.check_eps(operands.eps, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
     output = Output(dtype, activation, moments_used=False)
-    y, _ = normalize_by_moments(operands, over, output)
+    y, _ = normalize_by_moments(operands._replace(eps=eps), over, output)
     return y
