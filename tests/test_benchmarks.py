@@ -295,6 +295,26 @@ def test_ratio_is_above_one_where_jaxnorm_is_faster():
     assert record["worst"] == {"ratio": 0.5, "provider": "nnx", "shape": "24x16"}
 
 
+def test_the_fastest_peer_is_another_in_every_case():
+    rows = [
+        results.Row(
+            Case("layer_norm", shape, "float32"),
+            "vjp",
+            name,
+            "cpu",
+            ratio=timing.summarize([ratio]),
+        )
+        for shape, linen in (((8, 16), 4.0), ((8, 32), 0.5))
+        for name, ratio in (("jaxnorm", 1.0), ("linen", linen), ("torch", 0.1))
+        + ((("nnx", 2.0),) if linen > 1 else ())
+    ]
+    (record,) = results.mean_records(rows)
+    assert record["fastest"] == pytest.approx(1.0)  # of 2, nnx's, and 0.5, linen's
+    assert record["worst"] == {"ratio": 0.5, "provider": "linen", "shape": "8x32"}
+    (cells,) = results.mean_table(rows)
+    assert cells["x fastest"] == "1.00"
+
+
 def test_one_process_has_too_few_devices_for_sync(tmp_path):
     """The runner starts another, with simulated devices."""
     options = "--ops sync_batch_norm --shapes 32x7x7x512 --dtypes bfloat16 --costs-only"
