@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -67,7 +68,15 @@ def merge_stats(
             f"{caller}: method must be 'total_variance' or 'average'. Received "
             f"method={method!r}; the first counts the spread of the means too."
         )
-    mean, var, weight = _stacked(stats, axis_name, caller=caller)
+    return _merge_stacked(_stacked(stats, axis_name, caller=caller), method)
+
+
+# One program. Where replicas lie on several devices, operations that run one by one
+# each wait for all devices, and two of them can wait for one another.
+@partial(jax.jit, static_argnums=1, inline=True)
+def _merge_stacked(stats: NormStats, method: str) -> NormStats:
+    """Merge along the leading axis."""
+    mean, var, weight = stats
     total = jnp.sum(weight, 0)
     share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
     share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))

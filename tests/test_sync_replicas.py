@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
-from jaxnorm import check_replicas
+from jaxnorm import check_replicas, shifted
+from jaxnorm import replicas as replicas_module
 from tests.collectives import list_collectives
 from tests.spreading import (
     AXIS,
@@ -60,12 +61,29 @@ def test_replicas_from_pmap_are_merged(method):
     stats = jax.pmap(partial(train, None), in_axes=(0, None))(steps, jn.init_stats(3))
     assert stats.mean.shape == (DEVICES, 3)
     mean, var = expected(method)
-    one_by_one = [jax.tree.map(lambda leaf, i=i: leaf[i], stats) for i in range(8)]
-    for given in (stats, one_by_one, jax.device_get(stats)):
+    fetched = jax.device_get(stats)
+    one_by_one = [jax.tree.map(lambda leaf, i=i: leaf[i], fetched) for i in range(8)]
+    for given in (stats, one_by_one, fetched):
         merged = jn.merge_stats(given, method=method)
         np.testing.assert_allclose(merged.mean, mean, rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(merged.var, var, rtol=2e-6)
         assert merged.weight == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_replicas_are_merged_in_one_program(method, monkeypatch):
+    """Collectives of several at a time can wait for one another, and never end."""
+    traced = []
+
+    def merge(parts):
+        traced.append(isinstance(parts.mean, jax.core.Tracer))
+        return shifted.merge(parts)
+
+    monkeypatch.setattr(replicas_module, "merge", merge)
+    replica = jn.init_stats(5)  # a size of its own, that nothing else has compiled
+    jn.merge_stats([replica] * 7, method=method)
+    assert traced
+    assert all(traced)
 
 
 @pytest.mark.parametrize("method", METHODS)
