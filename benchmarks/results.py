@@ -122,11 +122,12 @@ def mean_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
             continue
         means = {p: timed_mean(rows, **where, provider=p) for p in peers_of(rows)}
         lowest = _against_the_fastest(rows, **where)
+        names = "ratio", "provider", "shape"
         record = {
             **where,
             "ratios": means,
-            "fastest": geometric_mean([case["ratio"] for case in lowest]),
-            "worst": min(lowest, key=lambda case: case["ratio"], default=None),
+            "fastest": geometric_mean([ratio for ratio, *_ in lowest]),
+            "worst": dict(zip(names, min(lowest), strict=True)) if lowest else None,
             "bytes": _mean_bytes(rows, **where),
         }
         records.append(record)
@@ -167,22 +168,18 @@ def _mean_bytes(
 
 def _against_the_fastest(
     rows: Sequence[Row], *, op: str, dtype: str, mode: str
-) -> list[dict[str, Any]]:
+) -> list[tuple[float, str, str]]:
     """Return each case's ratio to the fastest JAX peer, that peer and the shape."""
     lowest = []
     for group in by_case(rows):
         found = [
-            {
-                "ratio": row.ratio.median,
-                "provider": name,
-                "shape": shape_name(row.case.shape),
-            }
+            (row.ratio.median, name, shape_name(row.case.shape))
             for name, row in group.items()
             if (row.case.op, row.case.dtype, row.mode) == (op, dtype, mode)
             if name != SUBJECT and PROVIDERS[name].is_jax and row.ratio is not None
         ]
         if found:
-            lowest.append(min(found, key=lambda case: case["ratio"]))
+            lowest.append(min(found))
     return lowest
 
 

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxnorm.options import known
 
 Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
+MOMENTS = ("count", "mean", "m2")  # the parts of Moments, in order
 
 
 def statistics_dtype(dtype: Any) -> np.dtype:
@@ -200,7 +201,7 @@ def check_update(stats: Any, moments: Any, *, caller: str) -> tuple[Any, Any]:
     check_precision(stats, caller=caller)
     shape = stats.mean.shape
     whole = check_moments(moments, caller=caller)
-    for name, given, leaf in zip(("count", "mean", "m2"), moments, whole, strict=True):
+    for name, given, leaf in zip(MOMENTS, moments, whole, strict=True):
         if not _fits(leaf.shape, shape):
             raise ValueError(
                 f"{caller}: moments must have the shape of the statistics. Received "
@@ -231,7 +232,7 @@ def check_precision(stats: Any, *, caller: str) -> None:
 
 def check_moments(moments: Any, *, caller: str) -> Any:
     """Return moments, of arrays; the count has the rank of the mean."""
-    if not all(hasattr(moments, name) for name in ("count", "mean", "m2")):
+    if not all(hasattr(moments, name) for name in MOMENTS):
         raise TypeError(
             f"{caller}: moments must be Moments(count, mean, m2). Received "
             f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
@@ -239,7 +240,7 @@ def check_moments(moments: Any, *, caller: str) -> Any:
         )
     count, mean, m2 = (
         as_array(getattr(moments, name), caller=caller, name=f"moments.{name}")
-        for name in ("count", "mean", "m2")
+        for name in MOMENTS
     )
     return type(moments)(align_count(count, mean.shape), mean, m2)
 

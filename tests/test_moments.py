@@ -95,7 +95,7 @@ def test_two_values_one_of_them_in_the_sampled_rows():
     variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        rng.normal(0, 0.01, (3136, 3))
+        rng.normal(0, 0.01, (3136, 3))  # then seed 3 gives 2.8e-6, the worst
         x = np.full((3136, 3), rng.normal(0, 1e-3))
         for place in range(4):
             x[place * 784 : place * 784 + 160] += 0.01 * rng.uniform(0.9, 1.1)
