@@ -23,8 +23,9 @@ from jaxnorm.normalization import normalize
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.norms.per_example import group_norm, instance_norm, layer_norm, rms_norm
 from jaxnorm.replicas import check_replicas, merge_stats
-from jaxnorm.running import NormStats, init_stats, update_stats
+from jaxnorm.running import update_stats
 from jaxnorm.spectral import SpectralStats, init_spectral_stats, spectral_norm
+from jaxnorm.stats import NormStats, init_stats
 from jaxnorm.weight_norms import weight_norm, weight_standardization
 
 __version__ = "0.1.0"

@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 from jaxnorm.options import known
 
 Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
-MOMENTS = ("count", "mean", "m2")  # the parts of Moments, in order
 
 
 def statistics_dtype(dtype: Any) -> np.dtype:
@@ -166,141 +165,6 @@ def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array 
     return array
 
 
-def check_stats(
-    stats: Any, x: jax.Array, features: tuple[int, ...], *, caller: str
-) -> Any:
-    """Return running statistics, of arrays, if they fit the features of `x`."""
-    stats = _as_arrays(stats, caller=caller)
-    sizes = tuple(x.shape[axis] for axis in features)
-    if stats.mean.shape != sizes or stats.var.shape != sizes:
-        raise ValueError(
-            f"{caller}: stats must have shape {sizes}, the sizes of feature axes "
-            f"{features} of x. Received stats.mean with shape {stats.mean.shape} and "
-            f"stats.var with shape {stats.var.shape} for x with shape {x.shape}; use "
-            f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes}), or another "
-            "feature_axis."
-        )
-    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
-        raise TypeError(
-            f"{caller}: complex input has a complex mean. Received x of {x.dtype} and "
-            f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(..., "
-            f"dtype={x.dtype})."
-        )
-    if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
-        raise TypeError(
-            f"{caller}: real input has a real mean. Received x of {x.dtype} and "
-            f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(...), or "
-            "convert x to a complex dtype."
-        )
-    return stats
-
-
-def check_update(stats: Any, moments: Any, *, caller: str) -> tuple[Any, Any]:
-    """Return running statistics, and moments of a batch that can move them."""
-    stats = _as_arrays(stats, caller=caller)
-    check_precision(stats, caller=caller)
-    shape = stats.mean.shape
-    whole = check_moments(moments, caller=caller)
-    for name, given, leaf in zip(MOMENTS, moments, whole, strict=True):
-        if not _fits(leaf.shape, shape):
-            raise ValueError(
-                f"{caller}: moments must have the shape of the statistics. Received "
-                f"moments.{name} with shape {np.shape(given)} for stats with shape "
-                f"{shape}; reduce every axis but the features."
-            )
-    if jnp.iscomplexobj(whole.mean) and not jnp.iscomplexobj(stats.mean):
-        dtype = whole.mean.dtype
-        raise TypeError(
-            f"{caller}: complex moments have a complex mean. Received moments.mean of "
-            f"{dtype} and stats.mean of {stats.mean.dtype}; use "
-            f"jaxnorm.init_stats(..., dtype={dtype})."
-        )
-    return stats, whole
-
-
-def check_precision(stats: Any, *, caller: str) -> None:
-    """Raise unless running statistics have the digits to be updated."""
-    for name in ("mean", "var", "weight"):
-        dtype = getattr(stats, name).dtype
-        if dtype != statistics_dtype(dtype):
-            raise TypeError(
-                f"{caller}: running statistics need at least float32, or small updates "
-                f"are lost. Received stats.{name} of {dtype}; leave them out where a "
-                "model is converted to half precision."
-            )
-
-
-def check_moments(moments: Any, *, caller: str) -> Any:
-    """Return moments, of arrays; the count has the rank of the mean."""
-    if not all(hasattr(moments, name) for name in MOMENTS):
-        raise TypeError(
-            f"{caller}: moments must be Moments(count, mean, m2). Received "
-            f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
-            "array."
-        )
-    count, mean, m2 = (
-        as_array(getattr(moments, name), caller=caller, name=f"moments.{name}")
-        for name in MOMENTS
-    )
-    return type(moments)(align_count(count, mean.shape), mean, m2)
-
-
-def align_count(count: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Give a count the rank of what it counts; of sets stacked in front, one a set."""
-    more = (1,) * (len(shape) - count.ndim)
-    in_front = count.shape == shape[: count.ndim]
-    return count.reshape((*count.shape, *more) if in_front else (*more, *count.shape))
-
-
-def check_pair(a: Any, b: Any, *, caller: str) -> tuple[Any, Any]:
-    """Return the moments of two sets, of arrays, if their shapes broadcast."""
-    pair = check_moments(a, caller=caller), check_moments(b, caller=caller)
-    try:
-        for leaves in zip(*pair, strict=True):
-            np.broadcast_shapes(*(leaf.shape for leaf in leaves))
-    except ValueError:
-        shapes = [tuple(np.shape(leaf) for leaf in moments) for moments in (a, b)]
-        raise ValueError(
-            f"{caller}: moments of two sets must have shapes that broadcast. Received "
-            f"(count, mean, m2) of shapes {shapes[0]} and {shapes[1]}; reduce the same "
-            "axes of both."
-        ) from None
-    return pair
-
-
-def _as_arrays(stats: Any, *, caller: str) -> Any:
-    if not all(hasattr(stats, name) for name in ("mean", "var", "weight")):
-        mend = "start with jaxnorm.init_stats(num_features)"
-        if hasattr(stats, "m2"):
-            mend = "stats come first, then moments"
-        elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
-            stars = "**" if isinstance(stats, dict) else "*"
-            mend = f"jaxnorm.NormStats({stars}stats) makes one of its parts"
-        raise TypeError(
-            f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
-            f"{mend}."
-        )
-    mean, var, weight = (jnp.asarray(v) for v in (stats.mean, stats.var, stats.weight))
-    for name, leaf in (("mean", mean), ("var", var)):
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            raise TypeError(
-                f"{caller}: running statistics must be of a floating-point dtype. "
-                f"Received stats.{name} of {leaf.dtype}; convert it first, for example "
-                "to float32."
-            )
-    # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
-    if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
-        weight = weight.astype(jnp.finfo(statistics_dtype(var.dtype)).dtype)
-    stats = type(stats)(mean, var, weight)
-    if stats.weight.shape not in ((), stats.mean.shape):
-        raise ValueError(
-            f"{caller}: stats.weight must be a scalar, or have one value per feature. "
-            f"Received stats.weight with shape {stats.weight.shape} for stats.mean "
-            f"with shape {stats.mean.shape}; 0 says that there is no evidence yet."
-        )
-    return stats
-
-
 def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     """Return `value` as an array."""
     try:
@@ -316,7 +180,7 @@ def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return all(a in (1, b) for a, b in zip(shape, target, strict=True))
 
 
-def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether NumPy broadcasts `shape` to exactly `target`; sizes may be symbolic."""
     more = len(target) - len(shape)
     return more >= 0 and _broadcasts(shape, target[more:])

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, axes, measuring, shifted
@@ -32,8 +33,7 @@ class Moments(NamedTuple):
     @property
     def var(self) -> jax.Array:
         """The biased variance, m2 / count; 0 where count is 0."""
-        shape = jnp.shape(self.m2)
-        count = arguments.align_count(jnp.asarray(self.count), shape)
+        count = _align_count(jnp.asarray(self.count), jnp.shape(self.m2))
         return self.m2 * reciprocal(count)
 
 
@@ -127,7 +127,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.
     """
-    pair = map(_shifted, arguments.check_pair(a, b, caller="merge_moments"))
+    pair = map(_shifted, _check_pair(a, b, caller="merge_moments"))
     stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), *pair)
     return collapse(shifted.merge(stack), ())
 
@@ -161,7 +161,7 @@ def pool_moments(
       [3. 3.]
     """
     caller = "pool_moments"
-    moments = arguments.check_moments(moments, caller=caller)
+    moments = check_moments(moments, caller=caller)
     if axis_name is None:
         raise ValueError(
             f"{caller}: axis_name must name the axes to pool over. Received "
@@ -177,6 +177,21 @@ def collapse(moments: ShiftedMoments, axis: tuple[int, ...]) -> Moments:
     count = count.reshape(()) if count.size == 1 else jnp.squeeze(count, axis)
     mean = jnp.squeeze(moments.shift + moments.mean, axis)
     return Moments(count, mean, jnp.squeeze(moments.m2, axis))
+
+
+def check_moments(moments: Any, *, caller: str) -> Moments:
+    """Return moments, of arrays; the count has the rank of the mean."""
+    if not isinstance(moments, Moments):
+        raise TypeError(
+            f"{caller}: moments must be Moments(count, mean, m2). Received "
+            f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
+            "array."
+        )
+    count, mean, m2 = (
+        arguments.as_array(leaf, caller=caller, name=f"moments.{name}")
+        for name, leaf in moments._asdict().items()
+    )
+    return Moments(_align_count(count, mean.shape), mean, m2)
 
 
 @partial(jax.jit, static_argnums=(2,), inline=True)  # see `normalization`
@@ -211,3 +226,26 @@ def _differentiable_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
 def _shifted(moments: Moments) -> ShiftedMoments:
     count, mean, m2 = moments
     return ShiftedMoments(count, mean, jnp.zeros_like(mean), m2)
+
+
+def _check_pair(a: Any, b: Any, *, caller: str) -> tuple[Moments, Moments]:
+    """Return the moments of two sets, of arrays, if their shapes broadcast."""
+    pair = check_moments(a, caller=caller), check_moments(b, caller=caller)
+    try:
+        for leaves in zip(*pair, strict=True):
+            np.broadcast_shapes(*(leaf.shape for leaf in leaves))
+    except ValueError:
+        shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
+        raise ValueError(
+            f"{caller}: moments of two sets must have shapes that broadcast. Received "
+            f"(count, mean, m2) of shapes {shapes[0]} and {shapes[1]}; reduce the same "
+            "axes of both."
+        ) from None
+    return pair
+
+
+def _align_count(count: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Give a count the rank of what it counts; of sets stacked in front, one a set."""
+    more = (1,) * (len(shape) - count.ndim)
+    in_front = count.shape == shape[: count.ndim]
+    return count.reshape((*count.shape, *more) if in_front else (*more, *count.shape))

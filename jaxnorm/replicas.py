@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from jaxnorm import axes, devices
 from jaxnorm.axes import AxisName
-from jaxnorm.running import NormStats
 from jaxnorm.shifted import ShiftedMoments, merge, reciprocal
+from jaxnorm.stats import NormStats, as_arrays, check_stats
 
 MOST = 20  # copies that an error names
 
@@ -101,10 +101,11 @@ def _stacked(
                 f"device. Received {type(stats).__name__}; leave axis_name out to "
                 "merge a sequence."
             )
-        return devices.gather(jax.tree.map(jnp.asarray, stats), axis_name)
+        return devices.gather(check_stats(stats, caller=caller), axis_name)
     if isinstance(stats, NormStats):
+        stats = as_arrays(stats, caller=caller)
         # With one axis it may as well be that of the features.
-        mean, var, weight = (jnp.shape(leaf) for leaf in stats)
+        mean, var, weight = (leaf.shape for leaf in stats)
         if len(mean) < 2 or var != mean or weight not in (mean[:1], mean):
             raise ValueError(
                 f"{caller}: the leaves of one NormStats must have a leading axis of "
@@ -112,7 +113,7 @@ def _stacked(
                 f"weight) of shapes {mean}, {var}, {weight}; pass a sequence of "
                 "replicas, or axis_name inside pmap or shard_map."
             )
-        return jax.tree.map(jnp.asarray, stats)
+        return stats
     is_sequence = isinstance(stats, Sequence)
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
@@ -124,21 +125,15 @@ def _stacked(
             f"{caller}: at least one replica is needed. Received none; pass a "
             "list of NormStats."
         )
-    shapes = [tuple(jnp.shape(leaf) for leaf in replica) for replica in stats]
+    replicas = [check_stats(replica, caller=caller) for replica in stats]
+    shapes = [tuple(leaf.shape for leaf in replica) for replica in replicas]
     if len(set(shapes)) > 1:
         raise ValueError(
             f"{caller}: replicas must have the same shapes. Received (mean, var, "
             f"weight) of shapes {', '.join(map(str, dict.fromkeys(shapes)))}; gather "
             "features that are spread over devices before their replicas are merged."
         )
-    mean, var, weight = shapes[0]
-    if var != mean or weight not in ((), mean):
-        raise ValueError(
-            f"{caller}: mean and var must have one shape, and weight that or none. "
-            f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; start "
-            "with jaxnorm.init_stats(num_features)."
-        )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
 
 
 def check_replicas(

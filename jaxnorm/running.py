@@ -1,95 +1,15 @@
-"""Running statistics: start, update.
-
-The running mean and variance are averages over batches, and `weight` is how much
-evidence they hold: 0 for none, 1 for the whole of an exponential average, n for an
-equal-weight average over n batches. Dividing by it is what debiases.
-"""
+"""Running statistics: how the moments of a batch move them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.export import is_symbolic_dim
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxnorm import arguments, devices, options
-from jaxnorm.moments import Moments
+from jaxnorm.moments import Moments, check_moments
 from jaxnorm.shifted import reciprocal
-
-
-class NormStats(NamedTuple):
-    """Running statistics of a normalization.
-
-    Attributes:
-      mean: running mean, one value per feature.
-      var: running variance, one value per feature; always real.
-      weight: how much evidence they hold; a scalar, or one value per feature.
-    """
-
-    mean: jax.Array
-    var: jax.Array
-    weight: jax.Array
-
-
-def init_stats(
-    num_features: int | Sequence[int],
-    *,
-    prior_weight: ArrayLike = 0.0,
-    dtype: DTypeLike = jnp.float32,
-) -> NormStats:
-    """Return running statistics of mean 0 and variance 1.
-
-    Args:
-      num_features: number of features, or their shape for several feature axes.
-      prior_weight: how much the start counts. With 0 the first update gives the first
-        batch's statistics, and averages are unbiased from then on. With 1 they are the
-        plain exponential average from (0, 1) of PyTorch and Flax.
-      dtype: dtype of the mean; at least float32.
-
-    Returns:
-      NormStats with mean and var of shape `num_features`, and a scalar weight.
-
-    Raises:
-      TypeError: if `num_features` holds no integers, or `dtype` fewer digits than
-        float32.
-      ValueError: if a size or `prior_weight` is negative.
-
-    Example:
-      >>> import jaxnorm as jn
-      >>> print(jn.init_stats(2))
-      NormStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32),
-      weight=Array(0., dtype=float32))
-    """
-    shape = (
-        tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
-    )
-    dtype = options.as_dtype(dtype, caller="init_stats")
-    if dtype != arguments.statistics_dtype(dtype):
-        raise TypeError(
-            "init_stats: statistics need at least float32, or small updates are lost. "
-            f"Received dtype={dtype.name}; the input may still be of half precision."
-        )
-    if not all(isinstance(n, int | np.integer) or is_symbolic_dim(n) for n in shape):
-        raise TypeError(
-            "init_stats: num_features must be an integer, or a sequence of them. "
-            f"Received {type(num_features).__name__}; pass the size of the feature "
-            "axis, x.shape[-1]."
-        )
-    if any(not is_symbolic_dim(n) and n < 0 for n in shape):
-        raise ValueError(
-            "init_stats: num_features must not be negative. Received "
-            f"num_features={num_features}; pass the size of the feature axis, "
-            "x.shape[-1]."
-        )
-    options.check_prior_weight(prior_weight, caller="init_stats")
-    real = jnp.finfo(dtype).dtype
-    return NormStats(
-        jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)
-    )
+from jaxnorm.stats import NormStats, check_precision, check_stats
 
 
 def update_stats(
@@ -153,7 +73,7 @@ def update_stats(
     caller = "update_stats"
     decay = options.check_decay(decay, caller=caller)
     ddof = options.check_ddof(ddof, caller=caller)
-    stats, moments = arguments.check_update(stats, moments, caller=caller)
+    stats, moments = _check_update(stats, moments, caller=caller)
     return move(stats, moments, decay=decay, ddof=ddof)
 
 
@@ -191,3 +111,27 @@ def move(
         average(stats.var, var),
         jnp.where(gains, weight, stats.weight).astype(stats.weight.dtype),
     )
+
+
+def _check_update(
+    stats: NormStats, moments: Moments, *, caller: str
+) -> tuple[NormStats, Moments]:
+    """Return both, of arrays, if the moments are those of a batch that can move it."""
+    stats = check_stats(stats, caller=caller)
+    check_precision(stats, caller=caller)
+    whole = check_moments(moments, caller=caller)
+    for name, given, leaf in zip(Moments._fields, moments, whole, strict=True):
+        if not arguments.fits(leaf.shape, stats.mean.shape):
+            raise ValueError(
+                f"{caller}: moments must have the shape of the statistics. Received "
+                f"moments.{name} with shape {jnp.shape(given)} for stats with shape "
+                f"{stats.mean.shape}; reduce every axis but the features."
+            )
+    if jnp.iscomplexobj(whole.mean) and not jnp.iscomplexobj(stats.mean):
+        dtype = whole.mean.dtype
+        raise TypeError(
+            f"{caller}: complex moments have a complex mean. Received moments.mean of "
+            f"{dtype} and stats.mean of {stats.mean.dtype}; use "
+            f"jaxnorm.init_stats(..., dtype={dtype})."
+        )
+    return stats, whole

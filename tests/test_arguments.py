@@ -51,8 +51,8 @@ ERRORS = {
         lambda: batch_norm(stats=jn.init_stats(5)),
         ValueError,
         "batch_norm: stats must have shape (6,), the sizes of feature axes (1,) of x. "
-        "Received stats.mean with shape (5,) and stats.var with shape (5,) for x with "
-        "shape (4, 6); use jaxnorm.init_stats(6), or another feature_axis.",
+        "Received stats with shape (5,) for x with shape (4, 6); use "
+        "jaxnorm.init_stats(6), or another feature_axis.",
     ),
     "no stats": (
         lambda: batch_norm(stats=None),
@@ -456,9 +456,24 @@ ERRORS = {
     "a weight of another shape": (
         lambda: batch_norm(stats=STATS._replace(weight=jnp.zeros(4))),
         ValueError,
-        "batch_norm: stats.weight must be a scalar, or have one value per feature. "
-        "Received stats.weight with shape (4,) for stats.mean with shape (6,); 0 says "
-        "that there is no evidence yet.",
+        "batch_norm: mean and var must have one shape, and weight that or none. "
+        "Received (mean, var, weight) of shapes (6,), (6,), (4,); start with "
+        "jaxnorm.init_stats(num_features).",
+    ),
+    "statistics of which one part is shorter": (
+        lambda: jn.update_stats(
+            STATS._replace(var=jnp.ones(2)), jn.compute_moments(X, 0)
+        ),
+        ValueError,
+        "update_stats: mean and var must have one shape, and weight that or none. "
+        "Received (mean, var, weight) of shapes (6,), (2,), (); start with "
+        "jaxnorm.init_stats(num_features).",
+    ),
+    "replicas of integers": (
+        lambda: jn.merge_stats([STATS._replace(mean=jnp.zeros(6, int))]),
+        TypeError,
+        "merge_stats: running statistics must be of a floating-point dtype. Received "
+        "stats.mean of int32; convert it first, for example to float32.",
     ),
     "negative prior weight": (
         lambda: jn.init_stats(6, prior_weight=-1),

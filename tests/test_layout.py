@@ -24,6 +24,7 @@ ORDER = [
     "tangent",
     "moments",
     "normalization",
+    "stats",
     "running",
     "replicas",
     "norms",

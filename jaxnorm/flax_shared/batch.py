@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jaxnorm import arguments, options
 from jaxnorm.flax_shared import inputs
 from jaxnorm.norms.batch import batch_norm
-from jaxnorm.running import NormStats, init_stats
+from jaxnorm.stats import NormStats, init_stats
 
 MOMENTUM = "momentum"  # the default of `decay`: what Flax's `momentum` says
 

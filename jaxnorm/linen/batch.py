@@ -13,7 +13,7 @@ from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.flax_shared import batch, inputs
 from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.linen.base import STATS, Norm, label_of
-from jaxnorm.running import NormStats
+from jaxnorm.stats import NormStats
 
 
 class BatchNorm(Norm):

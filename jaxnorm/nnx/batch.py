@@ -12,7 +12,7 @@ from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import batch, inputs
 from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.nnx.base import AffineNorm
-from jaxnorm.running import NormStats
+from jaxnorm.stats import NormStats
 
 
 @nnx.dataclass(eq=False, kw_only=True)

@@ -15,7 +15,8 @@ from jaxnorm.normalization import (
     normalize_by_moments,
     normalize_by_statistics,
 )
-from jaxnorm.running import NormStats, move
+from jaxnorm.running import move
+from jaxnorm.stats import NormStats, check_features, check_precision
 
 
 def batch_norm(
@@ -115,7 +116,7 @@ def batch_norm(
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
-    stats = arguments.check_stats(stats, x, features, caller=caller)
+    stats = check_features(stats, x, features, caller=caller)
     scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
     bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
     weights = arguments.expand_weights(weights, x, caller=caller)
@@ -127,7 +128,7 @@ def batch_norm(
     over = Reduction(reduced, axis_name, groups)
 
     def train(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
-        arguments.check_precision(stats, caller=caller)
+        check_precision(stats, caller=caller)
         axes.check_reduced(operands.x, reduced, axis_name, caller=caller)
         y, moments = normalize_by_moments(operands, over, output)
         batch = collapse(moments, reduced)

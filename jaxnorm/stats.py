@@ -1,0 +1,171 @@
+"""Running statistics: the type, where they start, and what must hold of them.
+
+The running mean and variance are averages over batches, and `weight` is how much
+evidence they hold: 0 for none, 1 for the whole of an exponential average, n for an
+equal-weight average over n batches. Dividing by it is what debiases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import is_symbolic_dim
+from jax.typing import ArrayLike, DTypeLike
+
+from jaxnorm import arguments, options
+from jaxnorm.moments import Moments
+
+
+class NormStats(NamedTuple):
+    """Running statistics of a normalization.
+
+    Attributes:
+      mean: running mean, one value per feature.
+      var: running variance, one value per feature; always real.
+      weight: how much evidence they hold; a scalar, or one value per feature.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    weight: jax.Array
+
+
+def init_stats(
+    num_features: int | Sequence[int],
+    *,
+    prior_weight: ArrayLike = 0.0,
+    dtype: DTypeLike = jnp.float32,
+) -> NormStats:
+    """Return running statistics of mean 0 and variance 1.
+
+    Args:
+      num_features: number of features, or their shape for several feature axes.
+      prior_weight: how much the start counts. With 0 the first update gives the first
+        batch's statistics, and averages are unbiased from then on. With 1 they are the
+        plain exponential average from (0, 1) of PyTorch and Flax.
+      dtype: dtype of the mean; at least float32.
+
+    Returns:
+      NormStats with mean and var of shape `num_features`, and a scalar weight.
+
+    Raises:
+      TypeError: if `num_features` holds no integers, or `dtype` fewer digits than
+        float32.
+      ValueError: if a size or `prior_weight` is negative.
+
+    Example:
+      >>> import jaxnorm as jn
+      >>> print(jn.init_stats(2))
+      NormStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32),
+      weight=Array(0., dtype=float32))
+    """
+    shape = (
+        tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+    )
+    dtype = options.as_dtype(dtype, caller="init_stats")
+    if dtype != arguments.statistics_dtype(dtype):
+        raise TypeError(
+            "init_stats: statistics need at least float32, or small updates are lost. "
+            f"Received dtype={dtype.name}; the input may still be of half precision."
+        )
+    if not all(isinstance(n, int | np.integer) or is_symbolic_dim(n) for n in shape):
+        raise TypeError(
+            "init_stats: num_features must be an integer, or a sequence of them. "
+            f"Received {type(num_features).__name__}; pass the size of the feature "
+            "axis, x.shape[-1]."
+        )
+    if any(not is_symbolic_dim(n) and n < 0 for n in shape):
+        raise ValueError(
+            "init_stats: num_features must not be negative. Received "
+            f"num_features={num_features}; pass the size of the feature axis, "
+            "x.shape[-1]."
+        )
+    options.check_prior_weight(prior_weight, caller="init_stats")
+    real = jnp.finfo(dtype).dtype
+    return NormStats(
+        jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)
+    )
+
+
+def check_stats(stats: Any, *, caller: str) -> NormStats:
+    """Return running statistics, of arrays, if their shapes go together."""
+    stats = as_arrays(stats, caller=caller)
+    mean, var, weight = (leaf.shape for leaf in stats)
+    if var != mean or weight not in ((), mean):
+        raise ValueError(
+            f"{caller}: mean and var must have one shape, and weight that or none. "
+            f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; start "
+            "with jaxnorm.init_stats(num_features)."
+        )
+    return stats
+
+
+def check_features(
+    stats: Any, x: jax.Array, features: tuple[int, ...], *, caller: str
+) -> NormStats:
+    """Return running statistics, of arrays, if they fit the features of `x`."""
+    stats = check_stats(stats, caller=caller)
+    sizes = tuple(x.shape[axis] for axis in features)
+    if stats.mean.shape != sizes:
+        raise ValueError(
+            f"{caller}: stats must have shape {sizes}, the sizes of feature axes "
+            f"{features} of x. Received stats with shape {stats.mean.shape} for x with "
+            f"shape {x.shape}; use "
+            f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes}), or another "
+            "feature_axis."
+        )
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
+        raise TypeError(
+            f"{caller}: complex input has a complex mean. Received x of {x.dtype} and "
+            f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(..., "
+            f"dtype={x.dtype})."
+        )
+    if jnp.iscomplexobj(stats.mean) and not jnp.iscomplexobj(x):
+        raise TypeError(
+            f"{caller}: real input has a real mean. Received x of {x.dtype} and "
+            f"stats.mean of {stats.mean.dtype}; use jaxnorm.init_stats(...), or "
+            "convert x to a complex dtype."
+        )
+    return stats
+
+
+def check_precision(stats: NormStats, *, caller: str) -> None:
+    """Raise unless running statistics have the digits to be updated."""
+    for name, leaf in stats._asdict().items():
+        if leaf.dtype != arguments.statistics_dtype(leaf.dtype):
+            raise TypeError(
+                f"{caller}: running statistics need at least float32, or small updates "
+                f"are lost. Received stats.{name} of {leaf.dtype}; leave them out "
+                "where a model is converted to half precision."
+            )
+
+
+def as_arrays(stats: Any, *, caller: str) -> NormStats:
+    """Return running statistics, of arrays of dtypes that can be averaged."""
+    if not isinstance(stats, NormStats):
+        mend = "start with jaxnorm.init_stats(num_features)"
+        if isinstance(stats, Moments):
+            mend = "stats come first, then moments"
+        elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
+            stars = "**" if isinstance(stats, dict) else "*"
+            mend = f"jaxnorm.NormStats({stars}stats) makes one of its parts"
+        raise TypeError(
+            f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
+            f"{mend}."
+        )
+    mean, var, weight = (jnp.asarray(leaf) for leaf in stats)
+    for name, leaf in (("mean", mean), ("var", var)):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise TypeError(
+                f"{caller}: running statistics must be of a floating-point dtype. "
+                f"Received stats.{name} of {leaf.dtype}; convert it first, for example "
+                "to float32."
+            )
+    # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
+    if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
+        weight = weight.astype(jnp.finfo(arguments.statistics_dtype(var.dtype)).dtype)
+    return NormStats(mean, var, weight)
