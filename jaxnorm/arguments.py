@@ -17,6 +17,11 @@ def statistics_dtype(dtype: Any) -> np.dtype:
     return np.promote_types(dtype, np.float32)
 
 
+def is_half(x: jax.Array) -> bool:
+    """Whether `x` has half precision."""
+    return x.dtype.itemsize < 4
+
+
 def check_input(x: ArrayLike, *, caller: str, name: str = "x") -> jax.Array:
     """Return `x` as an array of floating-point or complex dtype."""
     array = as_array(x, caller=caller, name=name)

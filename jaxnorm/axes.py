@@ -7,6 +7,7 @@ it. They are raised at trace time, at the door; what is behind it trusts its arg
 import math
 import operator
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import jax
 from jax import lax
@@ -26,13 +27,15 @@ def canonicalize_axes(
     except TypeError:
         raise TypeError(
             f"{caller}: {name} must be an integer or a sequence of integers. "
-            f"Received {name}={axes!r}; count axes from 0, or from -1 backwards."
+            f"Received {name}={axes!r}; "
+            f"{static_or('count axes from 0, or from -1 backwards', *given)}."
         ) from None
     for axis in indices:
         if not -ndim <= axis < ndim:
+            mend = "choose an axis that the input has" if ndim else "a scalar has none"
             raise ValueError(
                 f"{caller}: {name} must lie in [{-ndim}, {ndim}) for an input of rank "
-                f"{ndim}. Received {name}={axes!r}; choose an axis that the input has."
+                f"{ndim}. Received {name}={axes!r}; {mend}."
             )
     canonical = tuple(sorted(axis % ndim for axis in indices))
     if len(set(canonical)) != len(canonical):
@@ -41,6 +44,12 @@ def canonicalize_axes(
             f"an input of rank {ndim}; remove the repeated axis."
         )
     return canonical
+
+
+def static_or(mend: str, *values: Any) -> str:
+    """Return how to mend what must be known at trace time, if it is traced."""
+    traced = any(isinstance(value, jax.core.Tracer) for value in values)
+    return "make it a static argument of jit" if traced else mend
 
 
 def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -90,8 +99,8 @@ def check_reduced(
     if x.size == 0 and math.prod(x.shape[axis] for axis in axes) == 0:
         raise ValueError(
             f"{caller}: the reduced axes {axes} must hold at least one element. "
-            f"Received {name} with shape {x.shape}; skip empty batches, or pad them "
-            "and pass weights=0."
+            f"Received {name} with shape {x.shape}; skip what is empty, or pad it and "
+            "pass weights=0."
         )
 
 
@@ -102,7 +111,8 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
     except TypeError:
         raise TypeError(
             f"{caller}: num_groups must be an integer. Received "
-            f"num_groups={num_groups!r}; pass a whole number, such as 32."
+            f"num_groups={num_groups!r}; "
+            f"{static_or('pass a whole number, such as 32', num_groups)}."
         ) from None
     if num_groups < 1 or channels % num_groups:
         if isinstance(channels, int):
@@ -172,6 +182,7 @@ def check_axis_name(
         raise ValueError(
             f"{caller}: axis_index_groups must be groups of equal size that hold every "
             f"index of axis {axis_name!r} (size {size}) once. Received "
-            f"{[list(group) for group in groups]}; name every index in one group."
+            f"{[list(group) for group in groups]}; name every index in one group, and "
+            "as many in each."
         )
     return groups

@@ -42,7 +42,7 @@ def call(
 
     `transpose` takes the operands and the cotangents of what `forward` returns, and
     returns those of `args`, of their shapes and dtypes. On a mesh of manual axes all
-    `args` differ between devices wherever an operand does (see `devices.vary`).
+    `args` differ between devices wherever an operand does (see `sharding.vary`).
     """
     leaves, structure = jax.tree.flatten(tuple(operands))
     count = len(leaves)

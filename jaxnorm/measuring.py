@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, devices, sums
+from jaxnorm import arguments, devices, sharding, sums
 from jaxnorm.axes import AxisName
 from jaxnorm.devices import Groups
 from jaxnorm.shifted import (
@@ -98,14 +98,15 @@ def measure(
 
     count = _sum_groups(_count(x, weights, over.axis), over, x)
     shift, is_mean = _shift(x, weights, count, over, pack)
-    # Of half precision there are no digits to lose, where a shift of its own is held.
-    if x.dtype == shift.dtype or weights is not None or x.shape[-1:] == (1,):
+    # Of half precision there are no digits to lose where a shift is held, as all are
+    # but those of size 1 along the last axis.
+    if not arguments.is_half(x) or weights is not None or x.shape[-1:] == (1,):
         shift = settle(shift)
     shift = sums.hold(shift)
     operands = x, _hold_repeated(per_channel(shift, over, x), over), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
-    pack_last = pack and (over.centered or x.dtype.itemsize < 4)
+    pack_last = pack and (over.centered or arguments.is_half(x))
     each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=pack_last)
     *first, second = _sum_groups(each, over, x)
     if is_mean and (not over.centered or (x.dtype == jnp.bfloat16 and not pack)):
@@ -136,7 +137,7 @@ def per_channel(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
             each, (*before, groups, x.shape[axis] // groups, *after)
         )
         each = each.reshape(*before, x.shape[axis], *after)
-        return devices.shard_axis_like(each, x, axis)
+        return sharding.shard_axis_like(each, x, axis)
 
     return jax.tree.map(repeat, tree)
 
@@ -149,7 +150,7 @@ def moments_per_channel(
     An overflow is shown, but not of rows in half precision: XLA:CPU makes one kernel of
     their moments and the output only if m2 is used once.
     """
-    if x.dtype.itemsize >= 4 or x.ndim - 1 not in over.axis:
+    if not arguments.is_half(x) or x.ndim - 1 not in over.axis:
         pooled = pooled._replace(m2=show_overflow(pooled.m2))
     moments = per_channel(pooled, over, x)
     return moments._replace(shift=_hold_repeated(moments.shift, over))
@@ -207,7 +208,7 @@ def moment_tangents(
     )
 
 
-def nonzero(tangents: Any) -> Any:
+def drop_symbolic_zeros(tangents: Any) -> Any:
     """Replace the symbolic zeros of a custom_jvp rule by None."""
 
     def drop(tangent: Any) -> Any:
@@ -268,7 +269,7 @@ def _faster_together(x: jax.Array, over: Reduction) -> bool:
     """
     if not all(isinstance(n, int) for n in x.shape):  # symbolic, as in jax.export
         return True
-    if x.dtype.itemsize >= 4:
+    if not arguments.is_half(x):
         return not over.centered
     rows = math.prod(n for a, n in enumerate(x.shape) if a not in over.axis)
     return rows >= 4096 or x.size < 2**17
@@ -300,7 +301,7 @@ def _sum_groups(tree: Tree, over: Reduction, x: jax.Array) -> Tree:
     def add(v: jax.Array) -> jax.Array:
         before, after = v.shape[:axis], v.shape[axis + 1 :]
         v = jnp.broadcast_to(v, (*before, channels, *after))
-        v = devices.whole_parts(v, axis, groups)
+        v = sharding.whole_parts(v, axis, groups)
         return jnp.sum(v.reshape(*before, groups, channels // groups, *after), axis + 1)
 
     return jax.tree.map(add, tree)

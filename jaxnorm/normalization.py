@@ -31,10 +31,10 @@ from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
     Reduction,
     deviations,
+    drop_symbolic_zeros,
     measure,
     moment_tangents,
     moments_per_channel,
-    nonzero,
     per_channel,
     replace_unused,
 )
@@ -60,8 +60,8 @@ def normalize(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      mean: mean; the sizes of `feature_axis`, or any shape of the rank of `x` that
-        broadcasts to it.
+      mean: mean; a scalar, the sizes of `feature_axis`, or any shape of the rank of `x`
+        that broadcasts to it.
       var: variance, in the same shapes.
       scale: gamma, in the same shapes; None is 1.
       bias: beta, in the same shapes; None is 0.
@@ -140,7 +140,7 @@ def _by_statistics(
     d = x.astype(arguments.statistics_dtype(x.dtype)) - mean
     d = replace_unused(d, 0, x, weights)
     inverse = lax.rsqrt(var + eps)
-    y = affine(d, inverse, scale, bias, half=x.dtype.itemsize < 4)
+    y = affine(d, inverse, scale, bias, half=arguments.is_half(x))
     return finish(y, add, output)
 
 
@@ -173,7 +173,7 @@ def _by_statistics_jvp(
     operands, mean, var = primals
     y = _by_statistics(operands, mean, var, output)
     differentiate = jax.checkpoint(differentiate, prevent_cse=False)
-    t_y = differentiate(operands, mean, var, nonzero(tangents))
+    t_y = differentiate(operands, mean, var, drop_symbolic_zeros(tangents))
     return y, t_y.astype(output.dtype)
 
 
@@ -186,7 +186,7 @@ def _by_moments(
     moments = moments_per_channel(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
-    half = x.dtype.itemsize < 4
+    half = arguments.is_half(x)
     if x.ndim - 1 not in over.axis and constant_within_sets(inverse, scale, bias):
         _, offset = gain_and_offset(moments, inverse, scale, bias)
         y = affine(d, inverse, scale, offset, half=half)
@@ -208,7 +208,7 @@ def _by_moments_jvp(
     differentiate = jax.checkpoint(
         partial(_differentiate, over, output.activation), prevent_cse=False
     )
-    t_y, t_moments = differentiate(*primals, moments, *nonzero(tangents))
+    t_y, t_moments = differentiate(*primals, moments, *drop_symbolic_zeros(tangents))
     return (y, moments), (t_y.astype(output.dtype), t_moments)
 
 

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxnorm.axes import static_or
+
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
 
@@ -51,11 +53,13 @@ def check_eps(
             f"usual value is {usual}."
         )
     value = known(eps)
-    # What is smaller may be taken for zero: processors flush it.
-    if value is not None and not np.finfo(np.float32).tiny <= value < np.inf:
+    tiny = np.finfo(np.float32).tiny
+    if value is not None and not tiny <= value < np.inf:
+        flushed = ", which processors may take for zero" if 0 < value < tiny else ""
         raise ValueError(
             f"{caller}: {name} must be positive, or a constant input would be divided "
-            f"by zero, and finite. Received {name}={eps}; the usual value is {usual}."
+            f"by zero, and finite. Received {name}={eps}{flushed}; the usual value is "
+            f"{usual}."
         )
     # One of NumPy's numbers would make float64 of all that it is added to.
     return float(eps) if isinstance(eps, np.generic | np.ndarray) else eps
@@ -104,7 +108,7 @@ def check_ddof(ddof: int, *, caller: str) -> int:
     """Return `ddof` if it is 0 or 1."""
     traced = isinstance(ddof, jax.core.Tracer)
     if traced or np.ndim(ddof) or ddof not in (0, 1):
-        mend = "make it a static argument" if traced else "no other is defined here"
+        mend = static_or("no other is defined here", ddof)
         raise ValueError(
             f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
             f"PyTorch). Received ddof={ddof!r}; {mend}."

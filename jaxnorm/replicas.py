@@ -16,7 +16,7 @@ from jaxnorm.axes import AxisName
 from jaxnorm.shifted import ShiftedMoments, merge, reciprocal
 from jaxnorm.stats import NormStats, as_arrays, check_stats
 
-MOST = 20  # copies that an error names
+MOST_NAMED = 20  # copies that an error names
 
 
 def merge_stats(
@@ -32,8 +32,11 @@ def merge_stats(
       \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
       p_i = \frac{w_i}{\sum_j w_j}
 
-    By total variance the spread of the means counts, as if one replica had seen all
-    batches. `"average"` leaves that term out, as a plain mean over replicas does.
+    By total variance the spread of the means counts: it is the variance of what the
+    replicas have seen, taken together. `"average"` leaves that term out, as a plain
+    mean over replicas does; that is what one device has that took all shards in turn.
+    (Neither knows how the means of shards differed within a step. Where all are drawn
+    alike, n rows a shard, the variance of whole batches is larger by a share of 1 / n.)
 
     Args:
       stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
@@ -77,16 +80,15 @@ def merge_stats(
 def _merge_stacked(stats: NormStats, method: str) -> NormStats:
     """Merge along the leading axis."""
     mean, var, weight = stats
-    total = jnp.sum(weight, 0)
+    total = jnp.sum(weight, 0, keepdims=True)
     share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
     share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
     parts = ShiftedMoments(share, mean, jnp.zeros_like(mean), share * var)
     merged = merge(parts)
-    if method == "average":  # as if all means were the same
-        var = merge(parts._replace(shift=jnp.zeros_like(mean))).var
-    else:
-        var = merged.var
-    return NormStats(merged.shift + merged.mean, var, jnp.mean(weight, 0))
+    if method == "average":
+        within = jnp.sum(jnp.where(share > 0, parts.m2, 0), 0)
+        merged = merged._replace(m2=within)
+    return NormStats(merged.shift + merged.mean, merged.var, jnp.mean(weight, 0))
 
 
 def _stacked(
@@ -118,7 +120,7 @@ def _stacked(
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
             f"{caller}: stats must be one NormStats, or a sequence of them. Received "
-            f"{type(stats).__name__}; start with jaxnorm.init_stats(num_features)."
+            f"{type(stats).__name__}; make a list of NormStats."
         )
     if not stats:
         raise ValueError(
@@ -177,16 +179,19 @@ def check_replicas(
             close = np.isclose(first, other, rtol, atol, equal_nan=True)
             if not np.all(close):
                 difference = np.max(np.abs(first[~close] - other[~close]))
+                where = jax.tree_util.keystr(path) or "an array"
                 found.append(
-                    f"{jax.tree_util.keystr(path)} where {names[1]} differs from "
-                    f"{names[0]} by {difference:.3g}"
+                    f"{where} where {names[1]} differs from {names[0]} by "
+                    f"{difference:.3g}"
                 )
     if found:
-        more = f", and {len(found) - MOST} more" if len(found) > MOST else ""
+        named, more = found[:MOST_NAMED], len(found) - MOST_NAMED
+        if more > 0:
+            named.append(f"and {more} more")
         raise ValueError(
             f"check_replicas: replicas must agree to rtol={rtol} and atol={atol}. "
-            f"Received {', '.join(found[:MOST])}{more}; pool with axis_name, or merge "
-            "them with jaxnorm.merge_stats."
+            f"Received {', '.join(named)}; pool with axis_name, or merge them with "
+            "jaxnorm.merge_stats."
         )
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxnorm import arguments, devices, options
+from jaxnorm import arguments, options, sharding
 from jaxnorm.moments import Moments, check_moments
 from jaxnorm.shifted import reciprocal
 from jaxnorm.stats import NormStats, check_precision, check_stats
@@ -50,7 +50,8 @@ def update_stats(
       ddof: 1 divides the batch's m2 by count - 1 (PyTorch), 0 by count.
 
     Returns:
-      NormStats of the same shapes and dtypes as `stats`.
+      NormStats of the same shapes and dtypes as `stats` (an integer weight becomes
+      floating-point, once).
 
     Raises:
       TypeError: if `stats` is not a NormStats, or of half precision, or `decay` is not
@@ -100,12 +101,12 @@ def move(
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         # A step towards the batch: what is there already stays, however the weight is
         # rounded. Two products would drift, by 1 / (1 - decay) times their rounding.
-        new, part, yes = (devices.shard_like(v, old) for v in (new, share, trusted))
+        new, part, yes = (sharding.shard_like(v, old) for v in (new, share, trusted))
         moved = jnp.where(part == 1, new, old + part * (new - old))
         return jnp.where(yes, moved, old).astype(old.dtype)
 
     trusted_at_all = trusted if stats.weight.ndim else jnp.any(trusted)
-    gains = devices.shard_like(trusted_at_all, stats.weight)
+    gains = sharding.shard_like(trusted_at_all, stats.weight)
     return NormStats(
         average(stats.mean, moments.mean),
         average(stats.var, var),

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, devices, options
+from jaxnorm import arguments, axes, options, sharding
 from jaxnorm.shifted import square
 
 
@@ -115,7 +115,9 @@ def spectral_norm(
       The kernel divided by sigma, and the new statistics.
 
     Raises:
-      TypeError: if `kernel` is not floating-point, or `training` is not a bool.
+      TypeError: if `kernel` is not floating-point, `stats` is not a SpectralStats,
+        `dtype` cannot hold the output, `training` is not a bool, or `eps` is not a
+        number.
       ValueError: if `kernel` has rank below 2, `stats.u` has another size than
         `feature_axis`, `n_steps` is below 1, or `eps` is not positive.
 
@@ -154,9 +156,9 @@ def spectral_norm(
         image = _product(constant, right, features)
         left = _unit(image, eps, otherwise=jnp.zeros_like(image))
         image = _product(constant, left, rows)
-        right = _unit(image, eps, otherwise=devices.shard_like(right, image))
+        right = _unit(image, eps, otherwise=sharding.shard_like(right, image))
     sigma = jnp.sum(left * _product(v, right, features))
-    u = devices.shard_like(right.reshape(u.shape).astype(u.dtype), stats.u)
+    u = sharding.shard_like(right.reshape(u.shape).astype(u.dtype), stats.u)
     new = SpectralStats(u, lax.stop_gradient(sigma).astype(stats.sigma.dtype))
     stats = jax.tree.map(lambda a, b: jnp.where(training, a, b), new, stats)
     return (v / jnp.where(sigma != 0, sigma, 1)).astype(dtype), stats
@@ -183,7 +185,7 @@ def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Arra
         v,
         ((tuple(range(vector.ndim)), axis), ((), ())),
         precision=lax.Precision.HIGHEST,
-        out_sharding=devices.sharding_along(v, left),
+        out_sharding=sharding.sharding_along(v, left),
     )
 
 
@@ -196,7 +198,7 @@ def _check_steps(n_steps: int, caller: str) -> int:
     if steps < 1:
         raise ValueError(
             f"{caller}: n_steps must be an integer, at least 1. Received "
-            f"n_steps={n_steps}; the usual value is 1."
+            f"n_steps={n_steps}; {axes.static_or('the usual value is 1', n_steps)}."
         )
     return steps
 

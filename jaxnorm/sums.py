@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import arguments, devices, linear, slices
+from jaxnorm import arguments, linear, sharding, slices
 from jaxnorm.slices import Arrays, Axis
 
 # The mean of a part of an array is taken of rows in so many places.
@@ -58,7 +58,7 @@ def sum_linear_terms(
     cut = slices.cut((t, *operands), axis)
     if cut is None:
         return _sum_plainly(f, axis, t, *operands)
-    t = devices.vary(t, *operands)
+    t = sharding.vary(t, *operands)
     count = len(jax.eval_shape(f, t, *operands))
     add_up, spread = _sums_and_transpose(f, count, cut, axis, t.dtype)
     return linear.call(add_up, spread, operands, (t,))
@@ -88,7 +88,7 @@ def combine(
     dtype = jnp.result_type(*(v.dtype for v in present))
     wide = [v.astype(dtype) for v in jnp.broadcast_arrays(*given)]
     # Held last: what marks them as varying is not computed for each element either.
-    small = [hold(v) for v in devices.vary_like(operands, wide)]
+    small = [hold(v) for v in sharding.vary_like(operands, wide)]
     constant = tuple(a for a in range(p.ndim) if small[0].shape[a] == 1)
     like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
     cut = slices.cut((like, *operands), constant)

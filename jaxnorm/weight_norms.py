@@ -35,8 +35,8 @@ def weight_norm(
 
     Args:
       kernel: v, of a floating-point or complex dtype, any rank.
-      scale: g; the sizes of `feature_axis`, or any shape of the rank of `kernel` that
-        broadcasts to it. None is 1.
+      scale: g; a scalar, the sizes of `feature_axis`, or any shape of the rank of
+        `kernel` that broadcasts to it. None is 1.
       feature_axis: axis, or axes, that keep a length of their own; the length is over
         all others. None takes the length of the whole kernel.
       eps: added to the squared length; positive.
@@ -46,7 +46,8 @@ def weight_norm(
       Array of the shape of `kernel`.
 
     Raises:
-      TypeError: if `kernel` is neither floating-point nor complex.
+      TypeError: if `kernel` is neither floating-point nor complex, `scale` is complex
+        though it is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if an axis does not exist, `scale` does not fit, or `eps` is not
         positive.
 
@@ -91,8 +92,9 @@ def weight_standardization(
 
     Args:
       kernel: v, of a floating-point or complex dtype, any rank.
-      scale: g; the sizes of `feature_axis`, or any shape of the rank of `kernel` that
-        broadcasts to it. None is 1; 1 / sqrt(fan_in) keeps the variance of the input.
+      scale: g; a scalar, the sizes of `feature_axis`, or any shape of the rank of
+        `kernel` that broadcasts to it. None is 1; 1 / sqrt(fan_in) keeps the variance
+        of the input.
       feature_axis: axis, or axes, that keep statistics of their own; None is one set
         for the whole kernel.
       eps: added to the variance; positive.
@@ -102,7 +104,8 @@ def weight_standardization(
       Array of the shape of `kernel`.
 
     Raises:
-      TypeError: if `kernel` is neither floating-point nor complex.
+      TypeError: if `kernel` is neither floating-point nor complex, `scale` is complex
+        though it is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if an axis does not exist, nothing is left to reduce, `scale` does not
         fit, or `eps` is not positive.
 

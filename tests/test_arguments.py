@@ -27,7 +27,7 @@ ERRORS = {
         lambda: batch_norm(jnp.ones(())),
         ValueError,
         "batch_norm: feature_axis must lie in [0, 0) for an input of rank 0. Received "
-        "feature_axis=-1; choose an axis that the input has.",
+        "feature_axis=-1; a scalar has none.",
     ),
     "axis out of range": (
         lambda: jn.layer_norm(X, axis=(0, 2)),
@@ -269,7 +269,7 @@ ERRORS = {
         lambda: batch_norm(jnp.ones((0, 6))),
         ValueError,
         "batch_norm: the reduced axes (0,) must hold at least one element. Received x "
-        "with shape (0, 6); skip empty batches, or pad them and pass weights=0.",
+        "with shape (0, 6); skip what is empty, or pad it and pass weights=0.",
     ),
     "nothing to reduce": (
         lambda: jn.instance_norm(X),
@@ -322,7 +322,7 @@ ERRORS = {
         ValueError,
         "compute_moments: axis_index_groups must be groups of equal size that hold "
         "every index of axis 'i' (size 4) once. Received [[0, 1], [2]]; name "
-        "every index in one group.",
+        "every index in one group, and as many in each.",
     ),
     "statistics of half precision": (
         lambda: jn.init_stats(6, dtype=jnp.bfloat16),
@@ -409,7 +409,33 @@ ERRORS = {
         lambda: jax.make_jaxpr(lambda ddof: batch_norm(ddof=ddof))(1),
         ValueError,
         "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
-        "PyTorch). Received ddof=JitTracer(~int32[]); make it a static argument.",
+        "PyTorch). Received ddof=JitTracer(~int32[]); make it a static argument of "
+        "jit.",
+    ),
+    "a traced axis": (
+        lambda: jax.make_jaxpr(lambda axis: jn.layer_norm(X, axis=axis))(1),
+        TypeError,
+        "layer_norm: axis must be an integer or a sequence of integers. Received "
+        "axis=JitTracer(~int32[]); make it a static argument of jit.",
+    ),
+    "a traced number of groups": (
+        lambda: jax.make_jaxpr(lambda n: jn.group_norm(X, num_groups=n))(1),
+        TypeError,
+        "group_norm: num_groups must be an integer. Received "
+        "num_groups=JitTracer(~int32[]); make it a static argument of jit.",
+    ),
+    "replicas that a generator makes": (
+        lambda: jn.merge_stats(STATS for _ in range(2)),
+        TypeError,
+        "merge_stats: stats must be one NormStats, or a sequence of them. Received "
+        "generator; make a list of NormStats.",
+    ),
+    "copies of a bare array that differ": (
+        lambda: jn.check_replicas(jnp.array([1.0, 2.0]), stacked=True),
+        ValueError,
+        "check_replicas: replicas must agree to rtol=0.0 and atol=0.0. Received an "
+        "array where replica 1 differs from replica 0 by 1; pool with axis_name, or "
+        "merge them with jaxnorm.merge_stats.",
     ),
     "a dtype that does not exist": (
         lambda: jn.layer_norm(X, dtype="foo"),
@@ -433,7 +459,8 @@ ERRORS = {
         lambda: jn.layer_norm(X, eps=1e-45),
         ValueError,
         "layer_norm: eps must be positive, or a constant input would be divided by "
-        "zero, and finite. Received eps=1e-45; the usual value is 1e-5.",
+        "zero, and finite. Received eps=1e-45, which processors may take "
+        "for zero; the usual value is 1e-5.",
     ),
     "moments that are none": (
         lambda: jn.update_stats(STATS, (1.0, jnp.zeros(6), jnp.ones(6))),
@@ -546,13 +573,13 @@ ERRORS = {
         lambda: jn.merge_stats({"a": STATS}),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "dict; start with jaxnorm.init_stats(num_features).",
+        "dict; make a list of NormStats.",
     ),
     "replicas that are none": (
         lambda: jn.merge_stats("ab"),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "str; start with jaxnorm.init_stats(num_features).",
+        "str; make a list of NormStats.",
     ),
     "a replica that is a single number": (
         lambda: jn.check_replicas({"a": jnp.array(1.0)}, stacked=True),

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import jaxnorm
 
 PACKAGE = Path(jaxnorm.__file__).parent
@@ -14,6 +16,7 @@ ORDER = [
     "axes",
     "options",
     "arguments",
+    "sharding",
     "devices",
     "shifted",
     "linear",
@@ -87,6 +90,16 @@ def test_imports_run_downwards():
 def test_the_package_says_that_it_is_typed():
     """Without the marker, type checkers take every function of it for untyped."""
     assert (PACKAGE / "py.typed").exists()
+
+
+@pytest.mark.parametrize("name", jaxnorm.__all__)
+def test_public_docstrings_say_all(name):
+    public = getattr(jaxnorm, name)
+    sections = ["Attributes:"]
+    if not isinstance(public, type):
+        sections = ["Args:", "Raises:", "Example:"]
+        sections += ["Returns:"] * (public.__annotations__["return"] != "None")
+    assert all(f"\n    {title}\n" in public.__doc__ for title in sections)
 
 
 def test_public_names_are_those_of_the_list():

@@ -9,7 +9,7 @@ from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from jaxnorm import devices, linear
+from jaxnorm import linear, sharding
 
 RNG = np.random.default_rng(0)
 X, A, B = (jnp.asarray(v, jnp.float32) for v in RNG.normal(size=(3, 4, 5)))
@@ -122,7 +122,7 @@ def test_shard_map(check_vma):
 
     def sharded(f):
         def local(x, a, b):
-            a, b = devices.vary((a, b), x)
+            a, b = sharding.vary((a, b), x)
             return jax.tree.map(lambda v: v[None], f(x, a, b))
 
         mapped = jax.shard_map(

@@ -75,6 +75,24 @@ from tests.flax_modules import rngs, sample
             ValueError,
             "is 4D but error_on_non_matrix is True",
         ),
+        (
+            lambda: ours.BatchNorm(6, rngs=rngs())(
+                sample((4, 6)), jnp.ones((4, 1), bool)
+            ),
+            TypeError,
+            r"use_running_average must be True, False or a boolean scalar array\. "
+            r"Received an array with shape \(4, 1\); a mask is given by name",
+        ),
+        (
+            lambda: ours.BatchNorm(6, rngs=rngs())(sample((4, 6)), "no"),
+            TypeError,
+            "use_running_average must be True, False .*Received 'no'; a mask",
+        ),
+        (
+            lambda: ours.LayerNorm(6, epsilon=0.0, rngs=rngs())(sample((4, 6))),
+            ValueError,
+            "Received epsilon=0.0; the usual value is 1e-6",
+        ),
     ],
 )
 def test_wrong_arguments(call, error, text):

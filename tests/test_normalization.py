@@ -412,7 +412,7 @@ def test_an_infinite_bias_is_an_infinite_output():
 
 @every_family
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_no_dtype_is_promoted_implicitly(case, dtype):
+def test_no_dtype_of_real_input_is_promoted_implicitly(case, dtype):
     x, scale, bias = (jnp.asarray(v, dtype) for v in case.inputs())
     mask = jnp.asarray(case.weights() > 0)
     with jax.numpy_dtype_promotion("strict"):
@@ -457,3 +457,11 @@ def test_constants_of_some_weight_become_zero(dtype, shape):
         )[0]
 
     np.testing.assert_allclose(f(x), 0, atol=1e-4)
+
+
+def test_a_constant_row_of_bfloat16_is_the_rounding_of_its_mean():
+    """As README says: its rest is looked at only where it is differentiated."""
+    x = jnp.full((1, 7), 30_000, jnp.bfloat16)
+    y, _ = jax.vjp(jn.layer_norm, x)
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_allclose(jn.layer_norm(x), -0.5, atol=0.1)

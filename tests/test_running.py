@@ -183,7 +183,7 @@ def test_state_keeps_its_types():
         assert new.dtype == jnp.float32
 
 
-def test_merge_by_total_variance_is_the_statistics_of_all_data():
+def test_merge_by_total_variance_after_one_step_is_that_of_all_data():
     shards = BATCHES.astype(np.float64)
     replicas = [
         run(jn.init_stats(3), shard[None].astype(np.float32)) for shard in shards
@@ -194,6 +194,24 @@ def test_merge_by_total_variance_is_the_statistics_of_all_data():
     np.testing.assert_allclose(merged.var, together.var(0), rtol=1e-6)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *replicas)
     chex.assert_trees_all_equal(jn.merge_stats(stacked), merged)
+
+
+def test_merge_of_several_steps():
+    """By total variance the running means count; by average one device in turn."""
+    shards = np.random.default_rng(1).normal(np.arange(3), 1.0, (4, 5, 6, 3))
+    shards += np.arange(4.0)[:, None, None, None]  # replica, step, row, feature
+    replicas = [
+        run(jn.init_stats(3), shard.astype(np.float32), decay=None) for shard in shards
+    ]
+    within, means = shards.var(2).mean(1), shards.mean((1, 2))
+    merged = jn.merge_stats(replicas)
+    np.testing.assert_allclose(merged.var, within.mean(0) + means.var(0), rtol=1e-5)
+    in_turn = run(
+        jn.init_stats(3), shards.reshape(-1, 6, 3).astype(np.float32), decay=None
+    )
+    average = jn.merge_stats(replicas, method="average")
+    np.testing.assert_allclose(average.mean, in_turn.mean, rtol=1e-5)
+    np.testing.assert_allclose(average.var, in_turn.var, rtol=1e-5)
 
 
 def test_merge_keeps_the_digits_of_data_far_from_zero():
@@ -213,9 +231,13 @@ def test_what_holds_no_evidence_is_never_multiplied():
     np.testing.assert_array_equal((merged.mean, merged.var), ([2.0], [3.0]))
 
 
-def test_merge_promotes_no_ranks():
+@pytest.mark.parametrize("method", ["total_variance", "average"])
+@pytest.mark.parametrize("weight", [jnp.ones(()), jnp.ones(3)], ids=["one", "each"])
+def test_merge_promotes_no_ranks(weight, method):
+    stats = jn.NormStats(jnp.full(3, 2.0), jnp.full(3, 3.0), weight)
     with jax.numpy_rank_promotion("raise"):
-        jn.merge_stats([jn.init_stats(3)] * 2)
+        merged = jn.merge_stats([stats] * 2, method=method)
+    chex.assert_trees_all_equal(merged, stats)
 
 
 def test_merge_by_average_leaves_out_the_spread_of_the_means():

@@ -99,7 +99,7 @@ def test_groups_that_do_not_divide_the_devices(name, groups):
     expected = (
         f"{name}: axis_index_groups must be groups of equal size that hold every index "
         f"of axis 'data' (size 8) once. Received {groups}; name every index "
-        "in one group."
+        "in one group, and as many in each."
     )
     for mode in MAPPED:
         assert message_in(mode, f) == expected

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, axes
@@ -90,11 +91,20 @@ def weights_of(label: str, x: jax.Array, mask: ArrayLike | None) -> jax.Array | 
     return arguments.expand_weights(array, x, caller=label, name="mask")
 
 
-def flag(value: Any) -> bool | jax.Array:
-    """Return a Python bool, or an array, which may be traced."""
-    return value.astype(bool) if isinstance(value, jax.Array) else bool(value)
+def flag(label: str, name: str, value: Any) -> bool | jax.Array:
+    """Return a Python bool, or a scalar array, which may be traced."""
+    if isinstance(value, jax.Array) and not value.ndim:
+        return value.astype(bool)
+    if isinstance(value, bool | int | np.bool_):
+        return bool(value)
+    shape = getattr(value, "shape", None)
+    received = repr(value) if shape is None else f"an array with shape {shape}"
+    raise TypeError(
+        f"{label}: {name} must be True, False or a boolean scalar array. Received "
+        f"{received}; a mask is given by name, mask=..."
+    )
 
 
-def opposite(value: Any) -> bool | jax.Array:
+def opposite(flag: bool | jax.Array) -> bool | jax.Array:
     """Return the opposite of a flag."""
-    return jnp.logical_not(value) if isinstance(value, jax.Array) else not value
+    return jnp.logical_not(flag) if isinstance(flag, jax.Array) else not flag

@@ -121,7 +121,7 @@ def normalize(
     weights = inputs.weights_of(label, x, mask)
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
-    eps = options.check_eps(module.epsilon, caller=label, name="epsilon")
+    eps = options.check_eps(module.epsilon, caller=label, name="epsilon", usual="1e-6")
     operands = Operands(x, weights, scale, bias, eps)
     groups = axes.check_axis_name(name, groups, caller=label)
     dtype = options.check_dtype(dtype, x, caller=label)

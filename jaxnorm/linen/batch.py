@@ -28,7 +28,7 @@ class BatchNorm(Norm):
 
     Attributes:
       axis: the feature axis, or axes; all others are reduced.
-      momentum: the weight of the old running value.
+      momentum: the weight of the old running value; None as in `decay`.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
         Averages without a weight, from a checkpoint, go on as they are.
         `weight` in `batch_stats` says how much evidence there is.
@@ -101,6 +101,7 @@ class BatchNorm(Norm):
         evaluating: Any = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        evaluating = inputs.flag(label, "use_running_average", evaluating)
         training = inputs.opposite(evaluating)
         x = inputs.check_input(label, x, self.dtype)
         features = inputs.axes_of(label, x, self.axis, "axis")

@@ -28,7 +28,7 @@ class BatchNorm(AffineNorm):
     Args:
       num_features: size of the feature axis, or sizes of several.
       axis: the feature axis, or axes; all others are reduced.
-      momentum: the weight of the old running value.
+      momentum: the weight of the old running value; None as in `decay`.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
         Where averages are loaded that have no weight, set `weight` to 1.
         The `nnx.BatchStat` `weight` says how much evidence there is.
@@ -103,6 +103,7 @@ class BatchNorm(AffineNorm):
             error_msg=f"{label}: No `use_running_average` argument was provided; pass "
             "it to the constructor or to the call, or use train(), eval() or nnx.view.",
         )
+        evaluating = inputs.flag(label, "use_running_average", evaluating)
         training = inputs.opposite(evaluating)
         x = inputs.check_input(label, x, self.dtype)
         features = inputs.axes_of(label, x, self.axis, "axis")

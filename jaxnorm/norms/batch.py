@@ -6,7 +6,7 @@ import jax
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, devices, options
+from jaxnorm import arguments, axes, options, sharding
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.measuring import Reduction
@@ -50,8 +50,8 @@ def batch_norm(
     Args:
       x: array of a floating-point or complex dtype, any rank.
       stats: running statistics, from `init_stats` or the previous step.
-      scale: gamma; the sizes of `feature_axis`, in increasing order of these axes, or
-        any shape of the rank of `x` that broadcasts to it. None is 1.
+      scale: gamma; a scalar, the sizes of `feature_axis`, in increasing order of these
+        axes, or any shape of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       training: whether to normalize by the batch and update `stats`. A Python bool, or
         a traced one, for which both branches are compiled into one program.
@@ -131,7 +131,7 @@ def batch_norm(
         check_precision(stats, caller=caller)
         axes.check_reduced(operands.x, reduced, axis_name, caller=caller)
         y, moments = normalize_by_moments(operands, over, output)
-        batch = collapse(moments, reduced)
+        batch = collapse(moments, reduced, stats.mean.dtype)
         return y, move(stats, batch, decay=decay, ddof=ddof)
 
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
@@ -142,5 +142,5 @@ def batch_norm(
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)
-    branches = devices.vary_alike((train, evaluate), operands, stats)
+    branches = sharding.vary_alike((train, evaluate), operands, stats)
     return lax.cond(training, *branches, operands, stats)

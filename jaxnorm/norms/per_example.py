@@ -38,8 +38,8 @@ def layer_norm(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      scale: gamma; the sizes of `axis`, in increasing order of these axes, or any shape
-        of the rank of `x` that broadcasts to it. None is 1.
+      scale: gamma; a scalar, the sizes of `axis`, in increasing order of these axes, or
+        any shape of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       axis: axis or axes that are normalized together.
       eps: added to the variance; positive.
@@ -50,8 +50,9 @@ def layer_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 for
-      input of half precision).
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 where
+      half precision is normalized over the last axis). A constant row of bfloat16 comes
+      out as the rounding of its mean over sqrt(eps), where it is differentiated as 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -96,8 +97,8 @@ def rms_norm(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      scale: gamma; the sizes of `axis`, in increasing order of these axes, or any shape
-        of the rank of `x` that broadcasts to it. None is 1.
+      scale: gamma; a scalar, the sizes of `axis`, in increasing order of these axes, or
+        any shape of the rank of `x` that broadcasts to it. None is 1.
       axis: axis or axes that are normalized together.
       eps: added to the mean square; positive.
       weights: bool mask or non-negative weights that broadcast to `x`; as in
@@ -106,8 +107,8 @@ def rms_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 for
-      input of half precision).
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 where
+      half precision is normalized over the last axis).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -161,8 +162,8 @@ def group_norm(
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
-      scale: gamma; the number of channels, or any shape of the rank of `x` that
-        broadcasts to it. None is 1.
+      scale: gamma; a scalar, the number of channels, or any shape of the rank of `x`
+        that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       num_groups: G, a divisor of the number of channels C.
       feature_axis: the axis of channels.
@@ -179,7 +180,7 @@ def group_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -236,8 +237,8 @@ def instance_norm(
 
     Args:
       x: array of a floating-point or complex dtype with at least one spatial axis.
-      scale: gamma; the sizes of `feature_axis`, in increasing order of these axes, or
-        any shape of the rank of `x` that broadcasts to it. None is 1.
+      scale: gamma; a scalar, the sizes of `feature_axis`, in increasing order of these
+        axes, or any shape of the rank of `x` that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
       feature_axis: axis, or axes, of channels.
       eps: added to the variance; positive.
@@ -247,7 +248,7 @@ def instance_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
