@@ -461,3 +461,21 @@ def test_all_axes_may_be_features():
     assert_allclose(y, x * scale / np.sqrt(1 + 1e-5), rtol=1e-5)
     y = norm.apply(norm.init(KEY, x, **evaluation), x, **evaluation, bias=bias)
     assert_allclose(y, x / np.sqrt(1 + 1e-5) + bias, rtol=1e-5)
+
+
+def test_a_subclass_may_have_a_bias_of_its_own():
+    x = sample((4, 6))
+    for package in (linen, ours):
+
+        class Biased(package.RMSNorm):
+            use_bias: bool = True
+            bias_init = staticmethod(linen.initializers.ones)
+
+            @linen.compact
+            def __call__(self, x):
+                bias = self.param("bias", self.bias_init, x.shape[-1:])
+                return super().__call__(x) + bias
+
+        plain, _ = package.RMSNorm().init_with_output(KEY, x)
+        y, _ = Biased().init_with_output(KEY, x)
+        assert_allclose(y, plain + 1, rtol=1e-6, atol=1e-6)

@@ -29,6 +29,31 @@ def test_spectral_and_weight_norm_are_flaxs():
         assert_trees_close(after, after_theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_spectral_norm_leaves_what_starts_at_zero_as_flax_does():
+    """A bias of rank 2 would else have norm 1 after its first step, however small."""
+    x = sample((2, 3, 4))
+    ends = []
+    for library in (linen, ours):
+        layer = library.SpectralNorm(linen.DenseGeneral((2, 3)))
+        variables = layer.init(KEY, x, update_stats=False)
+
+        def loss(params, stats, layer=layer):
+            y, updates = layer.apply(
+                {"params": params, "batch_stats": stats},
+                x,
+                update_stats=True,
+                mutable=["batch_stats"],
+            )
+            return jnp.mean((y - 1) ** 2), updates["batch_stats"]
+
+        params, stats = variables["params"], variables["batch_stats"]
+        for _ in range(4):
+            gradients, stats = jax.grad(loss, has_aux=True)(params, stats)
+            params = jax.tree.map(lambda p, g: p - 1e-2 * g, params, gradients)
+        ends.append((params, stats))
+    assert_trees_close(*ends, rtol=1e-4, atol=1e-5)
+
+
 def test_spectral_norm_takes_a_traced_flag():
     norm, x = ours.SpectralNorm(linen.Dense(4)), sample()
     variables = norm.init(KEY, x, update_stats=False)

@@ -408,3 +408,19 @@ def test_a_bias_at_call_time_has_a_say_in_the_dtype():
         module = norm(6, use_scale=False, **kwargs, rngs=rngs())
         assert module(x).dtype == jnp.bfloat16
         assert module(x, bias=bias).dtype == jnp.float32
+
+
+def test_a_subclass_may_have_a_bias_of_its_own():
+    x = sample((4, 6))
+    for package in (nnx, ours):
+
+        class Biased(package.RMSNorm):
+            def __init__(self, num_features, rngs):
+                super().__init__(num_features, rngs=rngs)
+                self.bias = nnx.Param(jnp.ones(num_features))
+
+            def __call__(self, x):
+                return super().__call__(x) + self.bias
+
+        plain = package.RMSNorm(6, rngs=rngs())(x)
+        assert_allclose(Biased(6, rngs())(x), plain + 1, rtol=1e-6, atol=1e-6)

@@ -31,6 +31,17 @@ def test_spectral_norm_is_flaxs(n_steps):
     assert_allclose(mine.layer_instance.kernel[...], kernel)
 
 
+def test_spectral_norm_leaves_what_starts_at_zero_as_flax_does():
+    x, later = sample((2, 6)), 1e-3 * sample((6, 4))
+    for package in (nnx, ours):
+        zeros = nnx.initializers.zeros_init()
+        layer = nnx.Linear(6, 4, kernel_init=zeros, rngs=rngs())
+        norm = package.SpectralNorm(layer, rngs=rngs())
+        norm(x)
+        layer.kernel[...] = later
+        assert_allclose(norm(x), x @ later, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "kwargs", [{}, {"feature_axes": None}, {"feature_axes": (0, 1)}], ids=str
 )

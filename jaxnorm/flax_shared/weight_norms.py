@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.linen.dtypes import canonicalize_dtype
 from jax.typing import ArrayLike
 
@@ -19,11 +20,15 @@ def spectrally_normalized(
     stats: SpectralStats,
     update: bool | jax.Array,
 ) -> tuple[jax.Array, SpectralStats]:
-    """Divide a kernel by its largest singular value."""
+    """Divide a kernel by its largest singular value.
+
+    As in Flax, one of zeros loses its singular vector, and is left as it is for good: a
+    bias that starts at zero would be divided by what the first step makes of it.
+    """
     dtype = canonicalize_dtype(kernel, *stats, dtype=module.dtype)
     eps = _check_epsilon(module, label)
     with inputs.errors_named(label):
-        return spectral_norm(
+        changed, stats = spectral_norm(
             kernel,
             stats,
             training=update,
@@ -31,6 +36,8 @@ def spectrally_normalized(
             eps=eps,
             dtype=dtype,
         )
+    lost = jnp.logical_and(update, jnp.all(kernel == 0))
+    return changed, stats._replace(u=jnp.where(lost, 0, stats.u))
 
 
 def has_spectrum(module: Any, label: str, what: str, kernel: Any) -> bool:

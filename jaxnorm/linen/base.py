@@ -1,6 +1,6 @@
 """What the linen modules have in common."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import linen as nn
@@ -21,6 +21,9 @@ def label_of(module: nn.Module) -> str:
 class Norm(nn.Module):
     """Declares scale and bias. Helpers are kept out of summaries by `nowrap`."""
 
+    # A subclass of RMSNorm may have a bias, and a use for it, of its own.
+    _parameter_names: ClassVar[tuple[str, ...]] = ("scale", "bias")
+
     @nn.nowrap
     def _parameters(
         self,
@@ -33,7 +36,7 @@ class Norm(nn.Module):
 
         def find(name: str, given: ArrayLike | None) -> jax.Array | None:
             own = None
-            if getattr(self, f"use_{name}", False):
+            if name in self._parameter_names and getattr(self, f"use_{name}"):
                 init = getattr(self, f"{name}_init")
                 shape = inputs.sizes_of(x, features)
                 own = self.param(name, init, shape, self.param_dtype)

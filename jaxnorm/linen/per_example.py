@@ -1,5 +1,7 @@
 """Flax linen's norms without running statistics."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -127,6 +129,8 @@ class RMSNorm(PerExample):
     Reference:
       Zhang and Sennrich, Root mean square layer normalization, 2019, arXiv:1910.07467.
     """
+
+    _parameter_names: ClassVar[tuple[str, ...]] = ("scale",)
 
     epsilon: float = 1e-6
     dtype: Dtype | None = None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,9 @@ ONES = initializers.ones_init()
 @nnx.dataclass(eq=False)
 class Norm(nnx.Module):
     """Holds a scale, and normalizes by the moments of the input."""
+
+    # A subclass may have a bias of its own, and a use for it.
+    _parameter_names: ClassVar[tuple[str, ...]] = ("scale",)
 
     num_features: int | tuple[int, ...]
     _: KW_ONLY
@@ -74,7 +77,7 @@ class Norm(nnx.Module):
         x = inputs.check_input(label, x, self.dtype)
         plan = self._plan(label, x)
         gamma, beta = self._parameters(label, x, plan.features, scale, bias)
-        has_bias = hasattr(self, "bias") or beta is not None
+        has_bias = "bias" in self._parameter_names or beta is not None
         dtype = self._output_dtype(x, gamma, *((beta,) if has_bias else ()))
         return per_example.normalize(
             self, label, x, plan, gamma, beta, mask=mask, dtype=dtype
@@ -113,7 +116,8 @@ class Norm(nnx.Module):
         inputs.check_num_features(label, x, features, math.prod(self._shape))
 
         def find(name: str, given: ArrayLike | None) -> jax.Array | None:
-            variable = getattr(self, name, None)
+            holds = name in self._parameter_names
+            variable = getattr(self, name) if holds else None
             own = None if variable is None else variable[...]
             return inputs.parameter(label, name, x, features, own, given)
 
@@ -136,6 +140,8 @@ class Norm(nnx.Module):
 @nnx.dataclass(eq=False, kw_only=True)
 class AffineNorm(Norm):
     """Holds a bias as well."""
+
+    _parameter_names: ClassVar[tuple[str, ...]] = ("scale", "bias")
 
     use_bias: bool = True
     bias_init: InitVar[Initializer] = ZEROS
