@@ -23,9 +23,9 @@ class BatchNorm(AffineNorm):
       y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
 
     The running mean and variance are the `nnx.BatchStat` variables `mean` and `var`, at
-    least float32. (Where a model was cast to half precision, the first step of training
-    makes them float32 again: leave them out, with `nnx.split(model, nnx.BatchStat, ...)`,
-    if types must not change, as in `nnx.scan`.)
+    least float32. (In a model that was cast to half precision the first training step
+    makes them float32 again. Where types must not change, as in `nnx.scan`, leave them
+    out of the cast: `nnx.split(model, nnx.BatchStat, ...)` tells them apart.)
 
     Args:
       num_features: size of the feature axis, or sizes of several.
