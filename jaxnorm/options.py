@@ -87,15 +87,17 @@ def check_decay(
     return decay
 
 
-def check_prior_weight(prior_weight: ArrayLike, *, caller: str) -> ArrayLike:
+def check_prior_weight(
+    prior_weight: ArrayLike, shape: tuple[int, ...], *, caller: str
+) -> ArrayLike:
     """Return `prior_weight` if it is not negative, as far as it is known."""
-    if not _is_real_scalar(prior_weight):
+    if not _is_real(prior_weight) or jnp.shape(prior_weight) not in ((), shape):
         raise TypeError(
-            f"{caller}: prior_weight must be one real number. "
+            f"{caller}: prior_weight must be one real number, or one per feature. "
             f"{_received('prior_weight', prior_weight)}; 0 ignores the initial values."
         )
     value = known(prior_weight)
-    if value is not None and not 0 <= value < np.inf:
+    if value is not None and not np.all((0 <= value) & (value < np.inf)):
         raise ValueError(
             f"{caller}: prior_weight must not be negative, and must be finite. "
             f"Received prior_weight={prior_weight}; 0 ignores the initial values, 1 "
@@ -159,14 +161,18 @@ def known(value: ArrayLike) -> np.ndarray | None:
 
 def _is_real_scalar(value: Any) -> bool:
     """Whether `value` is one real number, traced or not."""
+    return _is_real(value) and jnp.shape(value) == ()
+
+
+def _is_real(value: Any) -> bool:
+    """Whether `value` holds real numbers, traced or not."""
     if isinstance(value, bool | str) or value is None:
         return False
     try:
         dtype = jnp.result_type(value)
     except TypeError:
         return False
-    real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
-    return real and jnp.shape(value) == ()
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
 def _received(name: str, value: Any) -> str:

@@ -36,7 +36,7 @@ def update_stats(
 
     A scalar weight counts batches for all features together. If a feature is fully
     masked in the first batch, its initial value then counts as data; where that can
-    happen, use one weight per feature, `stats._replace(weight=jnp.zeros(n))`.
+    happen, use one weight per feature, `init_stats(n, prior_weight=jnp.zeros(n))`.
 
     The mean is kept as one number: near 1e6 standard deviations a float32 moves in
     steps of 0.06 of them. Data so far from zero need float64 statistics, or to be

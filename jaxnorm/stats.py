@@ -46,11 +46,14 @@ def init_stats(
       num_features: number of features, or their shape for several feature axes.
       prior_weight: how much the start counts. With 0 the first update gives the first
         batch's statistics, and averages are unbiased from then on. With 1 they are the
-        plain exponential average from (0, 1) of PyTorch and Flax.
+        plain exponential average from (0, 1) of PyTorch and Flax. One number, or one
+        for every feature, which may then be seen by different batches (see
+        `update_stats`).
       dtype: dtype of the mean; at least float32.
 
     Returns:
-      NormStats with mean and var of shape `num_features`, and a scalar weight.
+      NormStats with mean and var of shape `num_features`, and the weight of
+      `prior_weight`'s.
 
     Raises:
       TypeError: if `num_features` holds no integers, or `dtype` fewer digits than
@@ -84,7 +87,7 @@ def init_stats(
             f"num_features={num_features}; pass the size of the feature axis, "
             "x.shape[-1]."
         )
-    options.check_prior_weight(prior_weight, caller="init_stats")
+    options.check_prior_weight(prior_weight, shape, caller="init_stats")
     real = jnp.finfo(dtype).dtype
     return NormStats(
         jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)

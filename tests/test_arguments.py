@@ -511,8 +511,21 @@ ERRORS = {
     "a prior weight that is no number": (
         lambda: jn.init_stats(6, prior_weight="none"),
         TypeError,
-        "init_stats: prior_weight must be one real number. Received "
-        "prior_weight='none'; 0 ignores the initial values.",
+        "init_stats: prior_weight must be one real number, or one per feature. "
+        "Received prior_weight='none'; 0 ignores the initial values.",
+    ),
+    "prior weights of other features": (
+        lambda: jn.init_stats(6, prior_weight=jnp.zeros(4)),
+        TypeError,
+        "init_stats: prior_weight must be one real number, or one per feature. "
+        "Received prior_weight with shape (4,); 0 ignores the initial values.",
+    ),
+    "a negative prior weight among others": (
+        lambda: jn.init_stats(2, prior_weight=np.array([1.0, -1.0])),
+        ValueError,
+        "init_stats: prior_weight must not be negative, and must be finite. Received "
+        "prior_weight=[ 1. -1.]; 0 ignores the initial values, 1 is what PyTorch and "
+        "Flax do.",
     ),
     "a negative number of features": (
         lambda: jn.init_stats(-6),

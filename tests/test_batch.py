@@ -91,7 +91,7 @@ def test_a_bad_batch_is_shown_but_never_kept(bad):
 def test_a_variance_that_overflows_is_shown_but_never_kept():
     """The input is finite, but its squares are not; an inverse root of 0 hides that."""
     huge = np.array([[1e20, 1], [-1e20, 3]], np.float32)
-    stats = jn.init_stats(2)._replace(weight=jnp.zeros(2))
+    stats = jn.init_stats(2, prior_weight=jnp.zeros(2))
 
     def step(x):
         y, after = jn.batch_norm(x, stats, training=True)

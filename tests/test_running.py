@@ -131,7 +131,7 @@ def test_a_feature_without_data_keeps_its_statistics():
 
 def test_one_weight_a_feature_debiases_each():
     mask = jnp.array([True, False, True])
-    stats = jn.init_stats(3)._replace(weight=jnp.zeros(3))
+    stats = jn.init_stats(3, prior_weight=jnp.zeros(3))
     stats = jn.update_stats(stats, jn.compute_moments(BATCHES[0], 0, weights=mask))
     stats = jn.update_stats(stats, jn.compute_moments(BATCHES[1], 0))
     expected = jn.compute_moments(BATCHES[1], 0).mean[1]

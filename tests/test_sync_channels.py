@@ -32,7 +32,7 @@ def start(channels):
     A single weight would be the same on all shards, which only one of them could know
     of a batch that is not finite.
     """
-    return jn.init_stats(channels)._replace(weight=jnp.zeros(channels))
+    return jn.init_stats(channels, prior_weight=jnp.zeros(channels))
 
 
 def batch(x, weights, scale, bias, shards=1, axis_name=None):
