@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnorm import sums
 from jaxnorm.options import ACTIVATIONS
@@ -21,7 +22,7 @@ class Operands(NamedTuple):
     weights: jax.Array | None
     scale: jax.Array | None
     bias: jax.Array | None
-    eps: Any
+    eps: Any  # a number, or an array; of a tangent None
     add: jax.Array | None = None
 
 
@@ -32,7 +33,7 @@ class Output(NamedTuple):
     which matters in the forward pass alone.
     """
 
-    dtype: Any
+    dtype: np.dtype
     activation: str | None = None
     moments_used: bool = True
 

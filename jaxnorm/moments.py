@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, measuring, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
@@ -175,7 +175,7 @@ def pool_moments(
 
 
 def collapse(
-    moments: ShiftedMoments, axis: tuple[int, ...], dtype: Any = None
+    moments: ShiftedMoments, axis: tuple[int, ...], dtype: DTypeLike | None = None
 ) -> Moments:
     """Return plain Moments without the reduced axes; the mean in at least `dtype`."""
     count = moments.count

@@ -31,6 +31,7 @@ ORDER = [
     "running",
     "replicas",
     "norms",
+    "norms.operands",
     "norms.batch",
     "norms.per_example",
     "weight_norms",

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, options
 from jaxnorm.flax_shared import inputs
@@ -27,7 +27,12 @@ def has_weight(module: Any) -> bool:
     return module.debias or decay_of(module) is None
 
 
-def first_stats(module: Any, sizes: tuple[int, ...], dtype: Any) -> NormStats:
+def stored_names(module: Any) -> tuple[str, ...]:
+    """Return the parts of its running statistics that a BatchNorm stores."""
+    return NormStats._fields if has_weight(module) else ("mean", "var")
+
+
+def first_stats(module: Any, sizes: tuple[int, ...], dtype: DTypeLike) -> NormStats:
     """Return the running statistics that a BatchNorm starts with."""
     prior_weight = 0.0 if has_weight(module) else 1.0
     dtype = arguments.statistics_dtype(dtype)
@@ -58,7 +63,7 @@ def normalize_batch(
     *,
     training: bool | jax.Array,
     mask: ArrayLike | None,
-    dtype: Any,
+    dtype: DTypeLike | None,
     synchronize: bool = True,
 ) -> tuple[jax.Array, NormStats]:
     """Normalize by the batch or by running statistics."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes
 from jaxnorm.axes import Axes
@@ -28,7 +28,7 @@ def errors_named(label: str) -> Iterator[None]:
         raise type(error)(f"{label}: {text}") from None
 
 
-def check_input(label: str, x: ArrayLike, dtype: Any) -> jax.Array:
+def check_input(label: str, x: ArrayLike, dtype: DTypeLike | None) -> jax.Array:
     """Return `x` as an array, complex where the output is to be."""
     x = arguments.check_input(x, caller=label)
     if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):

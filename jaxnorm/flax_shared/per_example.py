@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import axes, options
 from jaxnorm.affine import Operands, Output
@@ -112,7 +112,7 @@ def normalize(
     bias: jax.Array | None,
     *,
     mask: ArrayLike | None,
-    dtype: Any,
+    dtype: DTypeLike | None,
     synchronize: bool = True,
 ) -> jax.Array:
     """Normalize by the moments over the reduced axes, and over devices."""

@@ -13,7 +13,6 @@ from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.flax_shared import batch, inputs
 from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.linen.base import STATS, Norm, label_of
-from jaxnorm.stats import NormStats
 
 
 class BatchNorm(Norm):
@@ -110,10 +109,9 @@ class BatchNorm(Norm):
         if self.has_variable(STATS, "mean"):
             # Averages that were trained without a weight go on with a full one.
             stats = stats._replace(weight=jnp.ones_like(stats.weight))
-        names = NormStats._fields[: 3 if batch.has_weight(self) else 2]
         stored = {
             name: self.variable(STATS, name, lambda leaf: leaf, getattr(stats, name))
-            for name in names
+            for name in batch.stored_names(self)
             if self.is_mutable_collection(STATS) or self.has_variable(STATS, name)
         }
         stats = stats._replace(**{name: leaf.value for name, leaf in stored.items()})

@@ -111,7 +111,7 @@ class BatchNorm(AffineNorm):
         features = inputs.axes_of(label, x, self.axis, "axis")
         gamma, beta = self._parameters(label, x, features, scale, bias)
         stats = NormStats(self.mean[...], self.var[...], jnp.ones(()))
-        names = NormStats._fields[: 3 if batch.has_weight(self) else 2]
+        names = batch.stored_names(self)
         stats = stats._replace(**{name: getattr(self, name)[...] for name in names})
         batch.check_stats(label, x, features, stats)
         dtype = self._output_dtype(x, stats.mean, stats.var, gamma, beta)

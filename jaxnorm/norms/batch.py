@@ -11,10 +11,8 @@ from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.measuring import Reduction
 from jaxnorm.moments import collapse
-from jaxnorm.normalization import (
-    normalize_by_moments,
-    normalize_by_statistics,
-)
+from jaxnorm.normalization import normalize_by_moments, normalize_by_statistics
+from jaxnorm.norms.operands import check_operands
 from jaxnorm.running import move
 from jaxnorm.stats import NormStats, check_features, check_precision
 
@@ -108,7 +106,6 @@ def batch_norm(
     caller = "batch_norm"
     x = arguments.check_input(x, caller=caller)
     dtype = options.check_dtype(dtype, x, caller=caller)
-    eps = options.check_eps(eps, caller=caller)
     decay = options.check_decay(decay, caller=caller)
     ddof = options.check_ddof(ddof, caller=caller)
     training = options.check_training(training, caller=caller)
@@ -117,13 +114,10 @@ def batch_norm(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
     stats = check_features(stats, x, features, caller=caller)
-    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = options.check_activation(activation, x, caller=caller)
-    add = arguments.check_add(add, x, caller=caller)
-    operands = Operands(x, weights, scale, bias, eps, add)
-    output = Output(dtype, activation)
+    operands = check_operands(
+        x, features, scale, bias, weights=weights, eps=eps, add=add, caller=caller
+    )
+    output = Output(dtype, options.check_activation(activation, x, caller=caller))
     reduced = axes.complement(features, x.ndim)
     over = Reduction(reduced, axis_name, groups)
 

@@ -6,8 +6,6 @@ which axes are reduced together.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jax.typing import ArrayLike, DTypeLike
 
@@ -16,6 +14,7 @@ from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
+from jaxnorm.norms.operands import check_operands
 
 
 def layer_norm(
@@ -73,10 +72,9 @@ def layer_norm(
     caller = "layer_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    scale = arguments.expand_parameter(scale, x, reduced, caller=caller, name="scale")
-    bias = arguments.expand_parameter(bias, x, reduced, caller=caller, name="bias")
-    weights = arguments.expand_weights(weights, x, caller=caller)
-    operands = Operands(x, weights, scale, bias, eps)
+    operands = check_operands(
+        x, reduced, scale, bias, weights=weights, eps=eps, caller=caller
+    )
     return _normalize(operands, Reduction(reduced, axis_name), dtype, caller)
 
 
@@ -128,12 +126,11 @@ def rms_norm(
     caller = "rms_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    scale = arguments.expand_parameter(scale, x, reduced, caller=caller, name="scale")
-    weights = arguments.expand_weights(weights, x, caller=caller)
-    operands = Operands(x, weights, scale, None, eps)
-    return _normalize(
-        operands, Reduction(reduced, axis_name, centered=False), dtype, caller
+    operands = check_operands(
+        x, reduced, scale, None, weights=weights, eps=eps, caller=caller
     )
+    over = Reduction(reduced, axis_name, centered=False)
+    return _normalize(operands, over, dtype, caller)
 
 
 def group_norm(
@@ -205,12 +202,9 @@ def group_norm(
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
     channel = axes.single(features, caller=caller)
     groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
-    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = arguments.expand_weights(weights, x, caller=caller)
-    activation = options.check_activation(activation, x, caller=caller)
-    add = arguments.check_add(add, x, caller=caller)
-    operands = Operands(x, weights, scale, bias, eps, add)
+    operands = check_operands(
+        x, features, scale, bias, weights=weights, eps=eps, add=add, caller=caller
+    )
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
     return _normalize(operands, over, dtype, caller, activation)
 
@@ -270,25 +264,23 @@ def instance_norm(
     caller = "instance_norm"
     x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
-    scale = arguments.expand_parameter(scale, x, features, caller=caller, name="scale")
-    bias = arguments.expand_parameter(bias, x, features, caller=caller, name="bias")
-    weights = arguments.expand_weights(weights, x, caller=caller)
-    operands = Operands(x, weights, scale, bias, eps)
+    operands = check_operands(
+        x, features, scale, bias, weights=weights, eps=eps, caller=caller
+    )
     return _normalize(operands, Reduction(spatial, axis_name), dtype, caller)
 
 
 def _normalize(
     operands: Operands,
     over: Reduction,
-    dtype: Any,
+    dtype: DTypeLike | None,
     caller: str,
     activation: str | None = None,
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
     dtype = options.check_dtype(dtype, operands.x, caller=caller)
-    eps = options.check_eps(operands.eps, caller=caller)
+    activation = options.check_activation(activation, operands.x, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
     output = Output(dtype, activation, moments_used=False)
-    y, _ = normalize_by_moments(operands._replace(eps=eps), over, output)
-    return y
+    return normalize_by_moments(operands, over, output)[0]
