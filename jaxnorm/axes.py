@@ -167,6 +167,13 @@ def check_axis_name(
         ) from None
     if axis_index_groups is None:
         return None
+    return _check_partition(axis_index_groups, axis_name, size, caller=caller)
+
+
+def _check_partition(
+    axis_index_groups: AxisGroups, axis_name: AxisName, size: int, *, caller: str
+) -> tuple[tuple[int, ...], ...]:
+    """Return the groups as nested tuples, if they partition the axis evenly."""
     try:
         groups = tuple(
             tuple(operator.index(i) for i in group) for group in axis_index_groups

@@ -105,17 +105,26 @@ def _stacked(
             )
         return devices.gather(check_stats(stats, caller=caller), axis_name)
     if isinstance(stats, NormStats):
-        stats = as_arrays(stats, caller=caller)
-        # With one axis it may as well be that of the features.
-        mean, var, weight = (leaf.shape for leaf in stats)
-        if len(mean) < 2 or var != mean or weight not in (mean[:1], mean):
-            raise ValueError(
-                f"{caller}: the leaves of one NormStats must have a leading axis of "
-                "replicas, and mean and var one of features. Received (mean, var, "
-                f"weight) of shapes {mean}, {var}, {weight}; pass a sequence of "
-                "replicas, or axis_name inside pmap or shard_map."
-            )
-        return stats
+        return _check_stacked(as_arrays(stats, caller=caller), caller=caller)
+    return _stack(stats, caller=caller)
+
+
+def _check_stacked(stats: NormStats, *, caller: str) -> NormStats:
+    """Return running statistics if their leaves have a leading axis of replicas."""
+    # With one axis it may as well be that of the features.
+    mean, var, weight = (leaf.shape for leaf in stats)
+    if len(mean) < 2 or var != mean or weight not in (mean[:1], mean):
+        raise ValueError(
+            f"{caller}: the leaves of one NormStats must have a leading axis of "
+            "replicas, and mean and var one of features. Received (mean, var, "
+            f"weight) of shapes {mean}, {var}, {weight}; pass a sequence of "
+            "replicas, or axis_name inside pmap or shard_map."
+        )
+    return stats
+
+
+def _stack(stats: Sequence[NormStats], *, caller: str) -> NormStats:
+    """Stack the replicas of a sequence."""
     is_sequence = isinstance(stats, Sequence)
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
