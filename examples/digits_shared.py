@@ -25,9 +25,12 @@ from examples.common.curves import plot_curves
 from examples.common.data import Batch, Dataset
 from examples.common.optimizers import is_kernel, make_schedule
 from examples.common.options import (
+    OptionsChangedError,
     one_line_errors,
+    remember_options,
     require_not_negative,
     require_positive,
+    require_same,
 )
 
 Tree = dict[str, Any]
@@ -44,8 +47,7 @@ class Config:
     clip: float = 1.0
     """The largest norm of a gradient; longer ones are cut to it."""
     epochs: int = 10
-    """How often every training image is seen, with the epochs of a resumed run. The
-    learning rate falls to 0 over all of them: a resumed run with more begins higher."""
+    """How often every training image is seen; of a resumed run, those before too."""
     batch_size: int = 64
     """Images in a step."""
     width: int = 16
@@ -121,29 +123,50 @@ def measure(logits: jax.Array, batch: Batch) -> Metrics:
 
 def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str, Any]:
     """Train, with a checkpoint after every epoch; report and return the results."""
-    console = Console()
-    with one_line_errors(CheckpointError, OSError):
-        train_data, test_data = data.load_digits(config.limit)
-        learner = make(config, train_data)
+    with one_line_errors(CheckpointError, OptionsChangedError, OSError):
+        datasets = data.load_digits(config.limit)
+        learner = make(config, datasets[0])
         state, start = begin(config, learner)
         history = read_history(config.out, start)
         for epoch in tqdm(range(start, config.epochs), unit="epoch", disable=None):
-            # The order of an epoch depends on nothing but its number.
-            order = np.random.default_rng((config.seed, epoch))
-            trained = []
-            for batch in data.batches(train_data, config.batch_size, shuffle=order):
-                state, metrics = learner.train_step(state, batch)
-                trained.append(metrics)
-            tested = [
-                learner.eval_step(state, batch)
-                for batch in data.batches(test_data, config.batch_size)
-            ]
-            for part, metrics in (("train", trained), ("test", tested)):
-                loss, hits, count = np.sum(jax.device_get(metrics), axis=0)
-                history[f"{part}_loss"].append(float(loss / count))
-                history[f"{part}_accuracy"].append(float(hits / count))
+            state, measured = run_epoch(config, learner, state, epoch, datasets)
+            for name in METRICS:
+                history[name].append(measured[name])
             report.write_json(config.out / HISTORY, history)
             save(checkpoint_path(config.out, epoch + 1), learner.to_tree(state))
+    return tell(config, history)
+
+
+def run_epoch(
+    config: Config,
+    learner: Learner,
+    state: Any,
+    epoch: int,
+    datasets: tuple[Dataset, Dataset],
+) -> tuple[Any, dict[str, float]]:
+    """Train on all training images and measure on all test images."""
+    train_data, test_data = datasets
+    # The order of an epoch depends on nothing but its number.
+    order = np.random.default_rng((config.seed, epoch))
+    trained = []
+    for batch in data.batches(train_data, config.batch_size, shuffle=order):
+        state, metrics = learner.train_step(state, batch)
+        trained.append(metrics)
+    tested = [
+        learner.eval_step(state, batch)
+        for batch in data.batches(test_data, config.batch_size)
+    ]
+    measured = {}
+    for part, each in (("train", trained), ("test", tested)):
+        loss, hits, count = np.sum(jax.device_get(each), axis=0)
+        measured[f"{part}_loss"] = float(loss / count)
+        measured[f"{part}_accuracy"] = float(hits / count)
+    return state, measured
+
+
+def tell(config: Config, history: dict[str, list[float]]) -> dict[str, Any]:
+    """Print the last metrics; write the figure and the JSON."""
+    console = Console()
     last = {name: values[-1] for name, values in history.items()}
     row = {name.replace("_", " "): f"{value:.4f}" for name, value in last.items()}
     report.print_table(
@@ -176,6 +199,7 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
                 " or choose another --out"
             )
         config.out.mkdir(parents=True, exist_ok=True)
+        remember_options(config.out, **order_of_images(config))
         return learner.state, 0
     if not found:
         raise CheckpointError(
@@ -186,16 +210,27 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
         raise CheckpointError(
             f"{found[-1]} has seen {epoch} epochs; to go on, ask for more with --epochs"
         )
+    require_same(config.out, **order_of_images(config))
     tree = load(found[-1], learner.to_tree(learner.state))
     return learner.from_tree(learner.state, tree), epoch
+
+
+def order_of_images(config: Config) -> dict[str, Any]:
+    """Return the options that say which images come when, and how many steps."""
+    names = "batch_size", "limit", "seed"
+    return {name: getattr(config, name) for name in names}
 
 
 def read_history(out: Path, epochs: int) -> dict[str, list[float]]:
     """Return the metrics of the epochs that a checkpoint has seen; NaN if unknown."""
     path = out / HISTORY
     written = json.loads(path.read_text()) if epochs and path.exists() else {}
-    unknown = [float("nan")] * epochs
-    return {name: written.get(name, unknown)[:epochs] for name in METRICS}
+    unknown = [None] * epochs  # as JSON has it
+    values = {name: written.get(name, unknown)[:epochs] for name in METRICS}
+    return {
+        name: [float("nan") if value is None else value for value in each]
+        for name, each in values.items()
+    }
 
 
 def checkpoint_path(out: Path, epoch: int) -> Path:

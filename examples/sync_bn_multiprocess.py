@@ -14,13 +14,13 @@ and JAX learns from it where the others are (Slurm, Open MPI, Kubernetes, TPU po
         --command="python -m examples.sync_bn_multiprocess --cluster"
 
 There `--out` must be a directory that all machines share. A process that dies ends all
-others with an error, after `--grace` seconds on this machine and `--heartbeat-timeout`
-seconds on a cluster. The same command with `--resume` goes on from the last checkpoint,
-and comes to the same result as if nothing had happened.
+others with an error, after `--heartbeat-timeout` seconds, or on this machine `--grace`
+seconds if these are fewer. The same command with `--resume` goes on from the last
+checkpoint, and comes to the same result as if nothing had happened, to the last bit:
+the fingerprint of the final state, which is printed, is the same.
 """
 
 import hashlib
-import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -42,9 +42,18 @@ from examples import sync_bn_shard_map
 from examples.common import data, launcher, sync
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.options import one_line_errors, require_positive
+from examples.common.options import (
+    OptionsChangedError,
+    one_line_errors,
+    remember_options,
+    require_positive,
+    require_same,
+)
 from examples.common.sync import Run, Task, TrainState, Way
 from jaxnorm import check_replicas
+
+# Options that decide what comes out; a resumed run has those it was begun with.
+DECISIVE = "batch_size", "width", "depth", "learning_rate", "seed"
 
 
 @dataclass(frozen=True)
@@ -64,9 +73,9 @@ class Config(sync.Config):
     checkpoint_every: int = 10
     """Steps from one checkpoint to the next."""
     resume: bool = False
-    """Go on from the last checkpoint in --out, instead of replacing what is there."""
+    """Go on from the last checkpoint in --out."""
     grace: float = 5.0
-    """Seconds that processes have to end after one has died; not with --cluster."""
+    """Seconds that the others have to end once one has failed; not with --cluster."""
     heartbeat_timeout: int = 10
     """Seconds after which a process that is not heard of is taken for dead."""
     out: Path = Path("runs/sync_bn_multiprocess")
@@ -122,28 +131,61 @@ def own_rows(batch: Batch) -> Batch:
     return jax.tree.map(lambda array: array[start : start + share], batch)
 
 
+class CheckpointError(ValueError):
+    """A checkpoint is missing, or in the way."""
+
+
+def checkpoints_of(config: Config) -> Path:
+    return config.out / "checkpoints"
+
+
+def last_step(config: Config) -> int:
+    """Return the step of the last checkpoint, or 0. One has its name once complete."""
+    names = [path.name for path in checkpoints_of(config).glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def begin(config: Config) -> None:
+    """Raise unless a run can begin in --out, or go on there; nothing is replaced."""
+    directory, done = checkpoints_of(config), last_step(config)
+    options = {name: getattr(config, name) for name in DECISIVE}
+    if config.resume and not done:
+        raise CheckpointError(
+            f"there is no checkpoint in {directory} to resume from; leave out --resume"
+        )
+    if done and not config.resume:
+        raise CheckpointError(
+            f"{directory} holds a checkpoint of step {done}; go on from it with "
+            "--resume, or choose another --out"
+        )
+    if done >= config.steps:
+        raise CheckpointError(
+            f"{directory} holds a checkpoint of step {done}; to go on, ask for more "
+            "with --steps"
+        )
+    if done:
+        require_same(config.out, **options)
+    else:
+        config.out.mkdir(parents=True, exist_ok=True)
+        remember_options(config.out, **options)
+
+
 def train_with_checkpoints(
     way: Way, config: Config, task: Task, dataset: data.Dataset
 ) -> Run:
     """Train from the start, or from the last checkpoint, and leave checkpoints."""
     state = way.put_state(sync.start_state(config, task))
     losses = np.zeros(config.steps)
-    directory = (config.out / "checkpoints").absolute()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False
     )
+    directory = checkpoints_of(config).absolute()
     with ocp.CheckpointManager(directory, options=options) as checkpoints:
-        done = checkpoints.latest_step() or 0
-        if done and not config.resume:
-            sys.exit(
-                f"error: {directory} holds a checkpoint of step {done}; go on from it "
-                "with --resume, or choose another --out"
-            )
+        done = last_step(config)
         if done:
-            saved = checkpoints.restore(
-                done, args=ocp.args.StandardRestore({"state": state, "losses": losses})
-            )
-            state, losses = saved["state"], saved["losses"]
+            target = {"state": state, "losses": losses[:done]}
+            saved = checkpoints.restore(done, args=ocp.args.StandardRestore(target))
+            state, losses[:done] = saved["state"], saved["losses"]
             say(f"Resumed after step {done} of {config.steps}")
         batches = sync.batches_from(done, dataset, config, multiple=jax.device_count())
         speeds = []
@@ -156,10 +198,8 @@ def train_with_checkpoints(
                 speeds.append(np.sum(batch.weights) / (time.perf_counter() - start))
             losses[step] = float(loss)
             if (step + 1) % config.checkpoint_every == 0:
-                checkpoints.save(
-                    step + 1,
-                    args=ocp.args.StandardSave({"state": state, "losses": losses}),
-                )
+                reached = {"state": state, "losses": losses[: step + 1]}
+                checkpoints.save(step + 1, args=ocp.args.StandardSave(reached))
     return Run(way.get_state(state), losses, float(np.median(speeds or [0.0])))
 
 
@@ -199,16 +239,16 @@ def work(config: Config) -> None:
 
 
 def main(config: Config) -> None:
+    """Start the processes; or be one of them."""
+    refused = CheckpointError, OptionsChangedError, launcher.NoClusterError, OSError
+    with one_line_errors(*refused):
+        if config.cluster or launcher.is_launched():
+            launcher.join(config.heartbeat_timeout)
+        if not launcher.is_launched():
+            begin(config)
     if config.cluster or launcher.is_launched():
-        launcher.join(config.heartbeat_timeout)
         work(config)
         return
-    with one_line_errors(OSError):
-        old = config.out / "checkpoints"
-        if old.exists() and not config.resume:
-            print(f"Replacing the checkpoints of an earlier run in {old}", flush=True)
-            shutil.rmtree(old)
-        config.out.mkdir(parents=True, exist_ok=True)
     with one_line_errors(launcher.ProcessFailedError):
         launcher.launch(
             [sys.executable, "-m", "examples.sync_bn_multiprocess", *sys.argv[1:]],

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 from examples import digits_linen, digits_nnx
 from examples import digits_shared as shared
 from examples.common import data
+from tests.example_parts import assert_is_picture
 
 EXAMPLES = pytest.mark.parametrize(
     "example", [digits_linen, digits_nnx], ids=["linen", "nnx"]
@@ -50,7 +51,7 @@ def test_it_learns_and_reports(trained):
     assert last["test_accuracy"] > 0.85
     results = json.loads((out / "results.json").read_text())
     assert len(results["history"]["test_loss"]) == 4
-    assert (out / "curves.png").stat().st_size > 0
+    assert_is_picture(out / "curves.png")
 
 
 def test_resuming_changes_nothing(trained, tmp_path, capsys):
@@ -69,6 +70,22 @@ def test_resuming_changes_nothing(trained, tmp_path, capsys):
     assert len(means) == 3
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_resuming_where_the_past_is_unknown(trained, tmp_path):
+    """Without the history of a run, and again with what was written then."""
+    example, whole, _ = trained
+    shutil.copytree(whole / "epoch_0003", tmp_path / "epoch_0003")
+    for epochs in (4, 5):
+        config = quick(example, tmp_path, resume=True, epochs=epochs)
+        last = shared.run(config, example.make)
+        assert last["test_accuracy"] > 0.8
+        assert_is_picture(tmp_path / "curves.png")
+        history = json.loads((tmp_path / "results.json").read_text())["history"]
+        assert history["test_loss"][:3] == [None] * 3
+        assert len(history["test_loss"]) == epochs
+    assert {p.name for p in tmp_path.iterdir()} >= {"history.json", "results.json"}
+    assert not list(tmp_path.glob(".*"))
 
 
 @EXAMPLES
@@ -102,6 +119,13 @@ def test_it_refuses_and_overwrites_nothing(trained, tmp_path):
     refuses("there is no checkpoint in .* to resume from", tmp_path, resume=True)
     refuses("epoch_0004 exists and is not overwritten")
     refuses("epoch_0004 has seen 4 epochs; .* --epochs", resume=True)
+    # Its steps are counted in batches: others would end where the rate is 0.
+    refuses(
+        "begun with: --batch-size was .*, and is 7",
+        resume=True,
+        epochs=5,
+        batch_size=7,
+    )
     refuses(
         r"epoch_0004 does not fit the model, in \d+ arrays: .* is \(.*\) in the "
         r"checkpoint and \(.*\) in the model",

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from examples import (
     sync_bn_jit,
@@ -25,7 +27,7 @@ from examples import (
     sync_bn_pmap,
     sync_bn_shard_map,
 )
-from examples.common import data, launcher, sync
+from examples.common import convnet, data, launcher, sync
 from tests.example_parts import assert_is_picture, counting_data
 
 ROOT = Path(__file__).parents[1]
@@ -66,15 +68,37 @@ def test_example_in_one_process(example, tmp_path, capsys, monkeypatch):
     else:
         example.main(example.Config(devices=8, **options))
     results = check_report(capsys.readouterr().out, tmp_path / "new")
-    np.testing.assert_allclose(results["losses"], losses_on_one_device(5), atol=1e-5)
+    losses, accuracy = on_one_device(5)
+    np.testing.assert_allclose(results["losses"], losses, atol=1e-5)
+    np.testing.assert_allclose(results["test_accuracy"], accuracy, atol=0.01)
 
 
 @cache
-def losses_on_one_device(steps):
+def on_one_device(steps):
+    """Train; return the losses, and how many test images are told right."""
     config = sync.Config(**SMALL, steps=steps)
     task = sync.make_task(config)
-    images, _ = data.load_digits()
-    return sync.train(sync.one_device(task), config, task, images).losses
+    images, tested = data.load_digits()
+    run = sync.train(sync.one_device(task), config, task, images)
+    params, stats, _ = run.state
+    logits = convnet.apply(
+        task.network, params, stats, tested.images, training=False
+    ).logits
+    told = np.asarray(logits).argmax(-1) == tested.labels
+    assert 0 < told.mean() < 1
+    return run.losses, told.mean()
+
+
+def test_processes_whose_devices_disagree_are_told():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+    copies = [
+        jax.device_put(np.full(3, i, np.float32), device)
+        for i, device in enumerate(mesh.devices.flat)
+    ]
+    everywhere = NamedSharding(mesh, P())
+    array = jax.make_array_from_single_device_arrays((3,), everywhere, copies)
+    with pytest.raises(ValueError, match="replicas must agree"):
+        sync_bn_multiprocess.check_agreement({"mean": array})
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
@@ -186,6 +210,57 @@ def is_running(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+# Where a run over processes begins.
+
+
+def begins(out, **options):
+    sync_bn_multiprocess.begin(sync_bn_multiprocess.Config(out=out, **options))
+
+
+def test_a_run_over_processes_replaces_nothing(tmp_path):
+    mine = tmp_path / "checkpoints" / "mine.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    begins(tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir()
+    (tmp_path / "checkpoints" / "30.part").mkdir()  # was interrupted
+    with pytest.raises(ValueError, match="holds a checkpoint of step 20; go on from"):
+        begins(tmp_path)
+    assert mine.exists()
+    begins(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 20}, "checkpoint of step 20; to go on, ask for more with --steps"),
+        ({"seed": 1}, "begun with: --seed was 0, and is 1"),
+        ({"batch_size": 9, "width": 4}, "--batch-size was 100, and is 9; --width was"),
+    ],
+)
+def test_a_run_over_processes_is_resumed_as_it_was_begun(tmp_path, options, message):
+    begins(tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with pytest.raises(ValueError, match=message):
+        begins(tmp_path, resume=True, **options)
+
+
+def test_a_run_over_processes_needs_a_checkpoint_to_resume(tmp_path):
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; leave out --resume"):
+        begins(tmp_path, resume=True)
+
+
+def test_no_cluster_is_an_error_of_one_line():
+    command = [sys.executable, "-m", "examples.sync_bn_multiprocess", "--cluster"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no cluster's launcher was found (")
+    assert "Traceback" not in done.stderr
 
 
 # Real processes.

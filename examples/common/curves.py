@@ -60,7 +60,8 @@ def _accuracy_limits(histories: Mapping[str, History]) -> tuple[float, float]:
     """
     tested = [history["test_accuracy"] for history in histories.values()]
     worst_error = 1 - min(accuracies[-1] for accuracies in tested)
-    bottom = max(np.min(tested), 1 - 6 * worst_error) - 0.02
+    # Of a run that was resumed, what was before may be unknown.
+    bottom = max(np.nanmin(tested), 1 - 6 * worst_error) - 0.02
     return bottom, 1 + 0.05 * (1 - bottom)
 
 

@@ -26,6 +26,10 @@ class ProcessFailedError(RuntimeError):
     """One of the processes has failed."""
 
 
+class NoClusterError(RuntimeError):
+    """No launcher of a cluster has started this process."""
+
+
 def is_launched() -> bool:
     """Return whether `launch` has started this process."""
     return PROCESS_ID in os.environ
@@ -36,6 +40,9 @@ def join(heartbeat_timeout: int) -> None:
 
     A process that is not heard of for `heartbeat_timeout` seconds is taken for dead,
     and JAX ends all others with an error.
+
+    Raises:
+      NoClusterError: neither has started this process.
     """
     timeouts = {
         "heartbeat_timeout_seconds": heartbeat_timeout,
@@ -44,7 +51,13 @@ def join(heartbeat_timeout: int) -> None:
     }
     if not is_launched():
         # Address, number of processes and own number come from the cluster's manager.
-        jax.distributed.initialize(**timeouts)
+        try:
+            jax.distributed.initialize(**timeouts)
+        except ValueError as error:  # none that JAX knows
+            raise NoClusterError(
+                f"no cluster's launcher was found ({error}); leave out --cluster to "
+                "start processes on this machine"
+            ) from None
         return
     address = os.environ["JAX_COORDINATOR_ADDRESS"]
     jax.distributed.initialize(

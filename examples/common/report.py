@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,9 @@ def format_number(value: float) -> str:
 def write_json(path: Path, results: Mapping[str, Any]) -> Path:
     """Write what any JSON reader accepts: paths as text, NaN and infinity as null."""
     text = json.dumps(_plain(results), indent=2, allow_nan=False)
-    path.write_text(text + "\n")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    unfinished.write_text(text + "\n")
+    os.replace(unfinished, path)  # whole, or as it was
     return path
 
 

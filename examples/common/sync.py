@@ -3,8 +3,8 @@
 The task is the same for all: a small convolutional network with BatchNorm, Optax, and
 the digits images in an order that the seed decides. It is trained twice, on one device
 and in the way that an example shows, and the two must not differ by more than rounding.
-The batch size does not divide by the devices: some of their rows are padding, of weight
-0, and the devices hold different numbers of real rows.
+Where the batch size does not divide by the devices (100 by 8), some of their rows are
+padding, of weight 0, and the devices hold different numbers of real rows.
 """
 
 import dataclasses
