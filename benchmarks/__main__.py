@@ -40,7 +40,7 @@ class Config:
     modes: tuple[Mode, ...] = ()
     """Only these modes: the forward pass, it and gradients, it and a tangent."""
     providers: tuple[ProviderName, ...] = ()
-    """Only these peers beside jaxnorm; those that are not installed are left out."""
+    """Only these peers beside jaxnorm, which have to be installed."""
     quick: bool = False
     """One or two shapes an operation, no jvp, fewer samples: two minutes."""
     costs_only: bool = False
@@ -110,7 +110,8 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
         of_op = list(group)
         if not config.costs_only:
             report.print_table(console, f"{op}: time", results.time_table(of_op))
-        report.print_table(console, f"{op}: costs", results.cost_table(of_op))
+        title = f"{op}: costs of {' | '.join(results.costs_are_of(of_op))}"
+        report.print_table(console, title, results.cost_table(of_op))
     means = results.mean_table(rows)
     if means:
         title = "Geometric means over the shapes, and the worst case"

@@ -87,9 +87,14 @@ def time_table(rows: Sequence[Row]) -> list[TableRow]:
     return table
 
 
+def costs_are_of(rows: Sequence[Row]) -> list[str]:
+    """Return jaxnorm and the peer that its costs are shown beside, if there is one."""
+    return [SUBJECT, *(name for name in peers_of(rows) if PROVIDERS[name].is_jax)][:2]
+
+
 def cost_table(rows: Sequence[Row]) -> list[TableRow]:
     """Return the deterministic costs, jaxnorm's beside those of one peer."""
-    peer = next((name for name in peers_of(rows) if PROVIDERS[name].is_jax), None)
+    names = costs_are_of(rows)
     columns = {
         "bytes/element": lambda row: _number(row.costs.bytes_per_element, digits=1),
         "residual/input": lambda row: _number(row.costs.residual_per_input, digits=2),
@@ -99,7 +104,7 @@ def cost_table(rows: Sequence[Row]) -> list[TableRow]:
     }
     table = []
     for group in by_case(rows):
-        shown = [group[name] for name in (SUBJECT, peer) if name in group]
+        shown = [group[name] for name in names if name in group]
         cells = _names(group[SUBJECT])
         for column, cell in columns.items():
             cells[column] = " | ".join(filter(None, map(cell, shown)))

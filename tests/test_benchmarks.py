@@ -211,6 +211,21 @@ def test_samples_are_taken_in_turns():
     )
 
 
+def test_a_sample_is_the_time_of_one_call(monkeypatch):
+    """By a clock that only the runs move: of 2 ms, so often that 9 ms are filled."""
+    now, calls = [0.0], [0]
+
+    def run():
+        calls[0] += 1
+        now[0] += 0.002
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    settings = Timing(3, sample_seconds=0.009, warmup=2)
+    samples = timing.time_in_turns({"a": run}, settings)
+    assert samples["a"] == pytest.approx([0.002] * 3)
+    assert calls[0] == 2 + 3 * 5
+
+
 def test_summary():
     summary = timing.summarize([5.0, 1.0, 2.0, 3.0, 4.0])
     assert summary == (3.0, 2.0, 4.0, 1.0, 1.0, 5)
@@ -230,7 +245,12 @@ def test_runner_writes_json_and_figure(tmp_path, capsys):
     config = cli.Config(out=tmp_path)
     cli.report_rows(rows, settings.describe_environment(), config)
     printed = capsys.readouterr().out
-    for text in ("batch_norm: time", "batch_norm: costs", "x linen", "of copy"):
+    for text in (
+        "batch_norm: time",
+        "batch_norm: costs of jaxnorm | linen",
+        "x linen",
+        "of copy",
+    ):
         assert text in printed
 
     content = json.loads((tmp_path / "results.json").read_text())
@@ -247,12 +267,25 @@ def test_runner_writes_json_and_figure(tmp_path, capsys):
         assert record["seconds"]["median"] > 0 and record["seconds"]["samples"] == 2
         assert record["bandwidth"] > 0 and record["copy_bandwidth"] > 0
         assert record["compile_seconds"] > 0
-        assert record["costs"]["bytes_per_element"] > 1
+        moved = record["costs"]["bytes_per_element"] * row.case.size
+        assert moved >= row.case.minimal_bytes(row.mode)
         sync = row.case.op == "sync_batch_norm"
         expected = (2 if row.mode == "vjp" else 1) if sync else 0
         assert record["costs"]["collectives"] == expected
         assert (record["costs"]["residual_per_input"] is None) == (row.mode != "vjp")
     assert_is_picture(tmp_path / "ratios.png")
+
+
+def test_bandwidth_is_that_of_the_bytes_that_have_to_be_moved(monkeypatch):
+    monkeypatch.setattr(
+        runner,
+        "time_in_turns",
+        lambda runs, *_, **__: {name: [0.5] * 2 for name in runs},
+    )
+    case = small_case("batch_norm")
+    (row,) = runner.measure(case, "vjp", providers("jaxnorm"), BRIEF)
+    assert row.bandwidth == case.minimal_bytes("vjp") / 0.5
+    assert row.copy_bandwidth == 2 * 4 * case.size / 0.5  # read, and written
 
 
 def test_the_first_to_be_compiled_differs_from_row_to_row(monkeypatch):
