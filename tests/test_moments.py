@@ -256,7 +256,6 @@ def test_derivatives_to_second_order():
         check_grads(lambda x: jn.compute_moments(x, 0), (x,), order=2, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("way_to_sum")
 @pytest.mark.parametrize("size", [7, 10, 97, 4099])
 def test_m2_of_what_is_constant_is_never_negative(size):
     """Rounding could leave less than nothing; a square root of it is NaN."""

@@ -17,8 +17,9 @@ BATCHES = np.random.default_rng(0).normal(1, 2, (5, 16, 3)).astype(np.float32)
 
 
 def test_every_python_block_runs():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 5
+    text = README.read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == text.count("```python") > 0
     namespace = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), namespace)
