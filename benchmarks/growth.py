@@ -19,7 +19,7 @@ import tyro
 
 from benchmarks import settings
 from benchmarks.providers import PROVIDERS, SUBJECT
-from benchmarks.shapes import MODE_LABELS, Case, Dtype, Mode
+from benchmarks.shapes import MODE_LABELS, Case, Dtype, Mode, shape_name
 from examples.common.options import one_line_errors, require_positive
 
 PeerName = Literal["linen", "nnx", "haiku", "jax.nn"]
@@ -92,6 +92,11 @@ def measure_growth(config: Config) -> list[dict[str, Any]]:
     from benchmarks.runner import Timing, run_here
 
     providers = [PROVIDERS[SUBJECT], PROVIDERS[config.peer]]
+    for op in config.ops:
+        if providers[1].build(Case(op, (2, 2), config.dtype)) is None:
+            raise ValueError(
+                f"--peer {config.peer} has no {op}; choose another of them"
+            )
     timing = Timing(config.rounds, config.sample_ms / 1e3)
     records = []
     for op in config.ops:
@@ -110,6 +115,17 @@ def measure_growth(config: Config) -> list[dict[str, Any]]:
                     }
                 )
     return records
+
+
+def growth_table(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """Return the median nanoseconds per element, a column for each provider."""
+    table: dict[tuple[str, str, str], dict[str, str]] = {}
+    for record in records:
+        key = record["op"], record["axis"], shape_name(record["shape"])
+        names = dict(zip(("op", "growing", "shape"), key, strict=True))
+        median = record["nanoseconds_per_element"]["median"]
+        table.setdefault(key, names)[record["provider"]] = f"{median:.2f}"
+    return list(table.values())
 
 
 def plot_growth(records: Sequence[dict[str, Any]], title: str) -> Any:
@@ -158,12 +174,15 @@ def _plot_line(axes: Any, records: Sequence[dict[str, Any]]) -> None:
 
 
 def main(config: Config) -> None:
-    """Measure; write growth.json and growth.png."""
+    """Measure; print the table, write growth.json and growth.png."""
+    from benchmarks import results
     from examples.common import report, style
 
-    with one_line_errors(OSError):
+    with one_line_errors(OSError, ValueError):
         config.out.mkdir(parents=True, exist_ok=True)
-    records = measure_growth(config)
+        records = measure_growth(config)
+    console = results.make_console()
+    report.print_table(console, "Nanoseconds per element", growth_table(records))
     environment = settings.describe_environment()
     content = {
         "environment": environment,

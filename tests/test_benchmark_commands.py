@@ -91,13 +91,15 @@ def test_process_restarts_with_the_allocator_settings(monkeypatch):
 # Growth, and a training step.
 
 
-def test_growth(tmp_path):
+def test_growth(tmp_path, capsys):
     config = growth.Config(
         ops=("batch_norm",), largest=1e5, elements=64, most_channels=2,
         mode="forward", rounds=1, sample_ms=0.01, out=tmp_path,
     )  # fmt: skip
     growth.main(config)
     records = json.loads((tmp_path / "growth.json").read_text())["records"]
+    printed = capsys.readouterr().out
+    assert "growing" in printed and "390x256" in printed and "linen" in printed
     assert [record["shape"] for record in records[::2]] == [
         [390, 256],
         [64, 1],
@@ -105,6 +107,12 @@ def test_growth(tmp_path):
     ]
     assert all(r["nanoseconds_per_element"]["median"] > 0 for r in records)
     assert_is_picture(tmp_path / "growth.png")
+
+
+def test_growth_beside_a_peer_that_lacks_the_operation(tmp_path):
+    config = growth.Config(ops=("rms_norm",), peer="jax.nn", out=tmp_path)
+    with pytest.raises(SystemExit, match=r"error: --peer jax\.nn has no rms_norm"):
+        growth.main(config)
 
 
 def test_growth_covers_what_was_asked():
