@@ -87,16 +87,18 @@ def growing_cases(config: Config, op: str) -> dict[str, list[Case]]:
     }
 
 
+def check_peer(config: Config) -> None:
+    """Raise ValueError unless the peer has the operations."""
+    for op in config.ops:
+        if PROVIDERS[config.peer].build(Case(op, (2, 2), config.dtype)) is None:
+            raise ValueError(f"--peer {config.peer} has no {op}; choose other --ops")
+
+
 def measure_growth(config: Config) -> list[dict[str, Any]]:
     """Return one record a case and provider, nanoseconds per element in it."""
     from benchmarks.runner import Timing, run_here
 
     providers = [PROVIDERS[SUBJECT], PROVIDERS[config.peer]]
-    for op in config.ops:
-        if providers[1].build(Case(op, (2, 2), config.dtype)) is None:
-            raise ValueError(
-                f"--peer {config.peer} has no {op}; choose another of them"
-            )
     timing = Timing(config.rounds, config.sample_ms / 1e3)
     records = []
     for op in config.ops:
@@ -179,8 +181,9 @@ def main(config: Config) -> None:
     from examples.common import report, style
 
     with one_line_errors(OSError, ValueError):
+        check_peer(config)
         config.out.mkdir(parents=True, exist_ok=True)
-        records = measure_growth(config)
+    records = measure_growth(config)
     console = results.make_console()
     report.print_table(console, "Nanoseconds per element", growth_table(records))
     environment = settings.describe_environment()
