@@ -98,11 +98,12 @@ def tangent(
         t_y += sums.hold(a) * times(times(t_x, outer_scale), slope)
     t_affine = tangents.scale, tangents.bias
     if _any(t_mean, t_var, tangents.eps) or (folded and _any(*t_affine)):
-        t_y += sums.combine(partial(_tilt, activation), (*place, outer_scale), p, q)
+        factors = partial(_factors_of_p_and_q, activation)
+        t_y += sums.combine(factors, (*place, outer_scale), p, q)
     if not folded and _any(*t_affine):
         t_scale = _or(tangents.scale, zero)
-        stretch = partial(_stretch, activation)
-        t_y += sums.combine(stretch, (*place, inverse), t_scale, tangents.bias)
+        factors = partial(_factors_of_scale_and_bias, activation)
+        t_y += sums.combine(factors, (*place, inverse), t_scale, tangents.bias)
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
     t_add = tangents.add
@@ -135,14 +136,16 @@ def _deviations_and_slope(
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 
-def _tilt(activation: str | None, *operands: Any) -> tuple[jax.Array, jax.Array | None]:
+def _factors_of_p_and_q(
+    activation: str | None, *operands: Any
+) -> tuple[jax.Array, jax.Array | None]:
     """Return what P, and what it and Q together, are multiplied by."""
     *place, outer_scale = operands
     d, slope = _deviations_and_slope(activation, Place(*place))
     return d, slope if outer_scale is None else times(outer_scale, slope)
 
 
-def _stretch(
+def _factors_of_scale_and_bias(
     activation: str | None, *operands: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return what t_scale, and what it and t_bias together, are multiplied by."""
