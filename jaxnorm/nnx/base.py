@@ -73,7 +73,7 @@ class Norm(nnx.Module):
           TypeError: if `x` is neither floating-point nor complex.
           ValueError: if shapes disagree, or an axis does not exist.
         """
-        label = self._label
+        label = self._name_in_errors
         x = inputs.check_input(label, x, self.dtype)
         plan = self._plan(label, x)
         gamma, beta = self._parameters(label, x, plan.features, scale, bias)
@@ -88,11 +88,11 @@ class Norm(nnx.Module):
         raise NotImplementedError
 
     @property
-    def _label(self) -> str:
+    def _name_in_errors(self) -> str:
         return f"{type(self).__name__}(num_features={self.num_features})"
 
     @property
-    def _shape(self) -> tuple[int, ...]:
+    def _feature_shape(self) -> tuple[int, ...]:
         n = self.num_features
         return tuple(n) if isinstance(n, Sequence) else (n,)
 
@@ -102,7 +102,7 @@ class Norm(nnx.Module):
         if not use:
             return nnx.data(None)
         key = rngs.params()
-        return nnx.Param(init(key, self._shape, self.param_dtype), **metadata)
+        return nnx.Param(init(key, self._feature_shape, self.param_dtype), **metadata)
 
     def _parameters(
         self,
@@ -113,7 +113,7 @@ class Norm(nnx.Module):
         bias: ArrayLike | None,
     ) -> tuple[jax.Array | None, jax.Array | None]:
         """Return scale and bias of the rank of `x`."""
-        inputs.check_num_features(label, x, features, math.prod(self._shape))
+        inputs.check_num_features(label, x, features, math.prod(self._feature_shape))
 
         def find(name: str, given: ArrayLike | None) -> jax.Array | None:
             holds = name in self._parameter_names

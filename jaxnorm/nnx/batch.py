@@ -64,7 +64,7 @@ class BatchNorm(AffineNorm):
         """Make the variables."""
         # The input is not known yet; only `dtype` announces a complex or float64 one.
         dtype = jnp.float32 if self.dtype is None else self.dtype
-        stats = batch.first_stats(self, self._shape, dtype)
+        stats = batch.first_stats(self, self._feature_shape, dtype)
         self.mean = nnx.BatchStat(stats.mean)
         self.var = nnx.BatchStat(stats.var)
         if batch.has_weight(self):
@@ -98,7 +98,7 @@ class BatchNorm(AffineNorm):
           TypeError: if `x` is neither floating-point nor complex.
           ValueError: if shapes disagree, or nothing says `use_running_average`.
         """
-        label = self._label
+        label = self._name_in_errors
         evaluating = first_from(
             use_running_average,
             self.use_running_average,

@@ -113,9 +113,9 @@ class GroupNorm(AffineNorm):
 
     def __post_init__(self, *init: Any) -> None:
         """Make the variables."""
-        channels = math.prod(self._shape)
+        channels = math.prod(self._feature_shape)
         self.num_groups = per_example.count_groups(
-            self._label, channels, self.num_groups, self.group_size
+            self._name_in_errors, channels, self.num_groups, self.group_size
         )
         self.group_size = channels // self.num_groups
         super().__post_init__(*init)
