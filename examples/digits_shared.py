@@ -21,20 +21,24 @@ from rich.console import Console
 from tqdm import tqdm
 
 from examples.common import data, report, style
+from examples.common.checkpoints import (
+    CheckpointError,
+    remember_options,
+    require_same_options,
+)
 from examples.common.curves import plot_curves
 from examples.common.data import Batch, Dataset
 from examples.common.optimizers import is_kernel, make_schedule
 from examples.common.options import (
-    OptionsChangedError,
     one_line_errors,
-    remember_options,
     require_not_negative,
     require_positive,
-    require_same,
 )
 
 Tree = dict[str, Any]
 HISTORY = "history.json"  # metrics of every epoch so far, beside its checkpoints
+# Options that say which images come when, and how many steps that takes.
+ORDER_OF_IMAGES = "batch_size", "limit", "seed"
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
@@ -100,10 +104,6 @@ class Learner(NamedTuple):
     from_tree: Callable[[Any, Tree], Any]
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is missing, in the way, or of another model."""
-
-
 def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
     """Clip gradients, then AdamW with a warmup and a cosine."""
     steps = config.epochs * -(-images // config.batch_size)
@@ -123,7 +123,7 @@ def measure(logits: jax.Array, batch: Batch) -> Metrics:
 
 def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str, Any]:
     """Train, with a checkpoint after every epoch; report and return the results."""
-    with one_line_errors(CheckpointError, OptionsChangedError, OSError):
+    with one_line_errors(CheckpointError, OSError):
         datasets = data.load_digits(config.limit)
         learner = make(config, datasets[0])
         state, start = begin(config, learner)
@@ -199,7 +199,7 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
                 " or choose another --out"
             )
         config.out.mkdir(parents=True, exist_ok=True)
-        remember_options(config.out, **order_of_images(config))
+        remember_options(config, ORDER_OF_IMAGES)
         return learner.state, 0
     if not found:
         raise CheckpointError(
@@ -210,15 +210,9 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
         raise CheckpointError(
             f"{found[-1]} has seen {epoch} epochs; to go on, ask for more with --epochs"
         )
-    require_same(config.out, **order_of_images(config))
+    require_same_options(config)
     tree = load(found[-1], learner.to_tree(learner.state))
     return learner.from_tree(learner.state, tree), epoch
-
-
-def order_of_images(config: Config) -> dict[str, Any]:
-    """Return the options that say which images come when, and how many steps."""
-    names = "batch_size", "limit", "seed"
-    return {name: getattr(config, name) for name in names}
 
 
 def read_history(out: Path, epochs: int) -> dict[str, list[float]]:

@@ -40,15 +40,14 @@ from tqdm import tqdm
 
 from examples import sync_bn_shard_map
 from examples.common import data, launcher, sync
+from examples.common.checkpoints import (
+    CheckpointError,
+    remember_options,
+    require_same_options,
+)
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.options import (
-    OptionsChangedError,
-    one_line_errors,
-    remember_options,
-    require_positive,
-    require_same,
-)
+from examples.common.options import one_line_errors, require_positive
 from examples.common.sync import Run, Task, TrainState, Way
 from jaxnorm import check_replicas
 
@@ -131,24 +130,18 @@ def own_rows(batch: Batch) -> Batch:
     return jax.tree.map(lambda array: array[start : start + share], batch)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint is missing, or in the way."""
-
-
 def checkpoints_of(config: Config) -> Path:
     return config.out / "checkpoints"
 
 
 def last_step(config: Config) -> int:
-    """Return the step of the last checkpoint, or 0. One has its name once complete."""
-    names = [path.name for path in checkpoints_of(config).glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    """Return the step of the last checkpoint that is complete, or 0."""
+    return max(ocp.utils.checkpoint_steps(checkpoints_of(config)), default=0)
 
 
 def begin(config: Config) -> None:
     """Raise unless a run can begin in --out, or go on there; nothing is replaced."""
     directory, done = checkpoints_of(config), last_step(config)
-    options = {name: getattr(config, name) for name in DECISIVE}
     if config.resume and not done:
         raise CheckpointError(
             f"there is no checkpoint in {directory} to resume from; leave out --resume"
@@ -164,10 +157,10 @@ def begin(config: Config) -> None:
             "with --steps"
         )
     if done:
-        require_same(config.out, **options)
+        require_same_options(config)
     else:
         config.out.mkdir(parents=True, exist_ok=True)
-        remember_options(config.out, **options)
+        remember_options(config, DECISIVE)
 
 
 def train_with_checkpoints(
@@ -181,7 +174,7 @@ def train_with_checkpoints(
     )
     directory = checkpoints_of(config).absolute()
     with ocp.CheckpointManager(directory, options=options) as checkpoints:
-        done = last_step(config)
+        done = checkpoints.latest_step() or 0
         if done:
             target = {"state": state, "losses": losses[:done]}
             saved = checkpoints.restore(done, args=ocp.args.StandardRestore(target))
@@ -240,13 +233,13 @@ def work(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Start the processes; or be one of them."""
-    refused = CheckpointError, OptionsChangedError, launcher.NoClusterError, OSError
-    with one_line_errors(*refused):
-        if config.cluster or launcher.is_launched():
+    joins = config.cluster or launcher.is_launched()
+    with one_line_errors(CheckpointError, launcher.NoClusterError, OSError):
+        if joins:
             launcher.join(config.heartbeat_timeout)
         if not launcher.is_launched():
             begin(config)
-    if config.cluster or launcher.is_launched():
+    if joins:
         work(config)
         return
     with one_line_errors(launcher.ProcessFailedError):

@@ -105,6 +105,7 @@ def flag(label: str, name: str, value: Any) -> bool | jax.Array:
     )
 
 
-def opposite(flag: bool | jax.Array) -> bool | jax.Array:
-    """Return the opposite of a flag."""
-    return jnp.logical_not(flag) if isinstance(flag, jax.Array) else not flag
+def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
+    """Return whether a BatchNorm trains: the opposite of Flax's flag."""
+    evaluating = flag(label, "use_running_average", use_running_average)
+    return ~evaluating if isinstance(evaluating, jax.Array) else not evaluating

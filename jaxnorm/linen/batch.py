@@ -100,8 +100,7 @@ class BatchNorm(Norm):
         evaluating: Any = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        evaluating = inputs.flag(label, "use_running_average", evaluating)
-        training = inputs.opposite(evaluating)
+        training = inputs.training_of(label, evaluating)
         x = inputs.check_input(label, x, self.dtype)
         features = inputs.axes_of(label, x, self.axis, "axis")
         self._check_collection(training)

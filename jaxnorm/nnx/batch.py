@@ -105,8 +105,7 @@ class BatchNorm(AffineNorm):
             error_msg=f"{label}: No `use_running_average` argument was provided; pass "
             "it to the constructor or to the call, or use train(), eval() or nnx.view.",
         )
-        evaluating = inputs.flag(label, "use_running_average", evaluating)
-        training = inputs.opposite(evaluating)
+        training = inputs.training_of(label, evaluating)
         x = inputs.check_input(label, x, self.dtype)
         features = inputs.axes_of(label, x, self.axis, "axis")
         gamma, beta = self._parameters(label, x, features, scale, bias)
