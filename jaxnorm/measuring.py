@@ -223,12 +223,12 @@ def drop_symbolic_zeros(tangents: Any) -> Any:
 def _count(x: jax.Array, weights: jax.Array | None, axis: tuple[int, ...]) -> jax.Array:
     """Sum the weights over `axis` of `x`, axes kept."""
     dtype = jnp.finfo(arguments.statistics_dtype(x.dtype)).dtype
-    if weights is None:
-        weights = jnp.ones((1,) * x.ndim, dtype)
-    repeats = math.prod(x.shape[a] for a in axis if weights.shape[a] == 1)
-    total = jnp.sum(weights, axis, dtype, keepdims=True)
+    sizes = (1,) * x.ndim if weights is None else weights.shape
     # The product is symbolic where shapes are, as in jax.export.
-    return total * jnp.asarray(repeats, dtype)
+    repeats = jnp.asarray(math.prod(x.shape[a] for a in axis if sizes[a] == 1), dtype)
+    if weights is None:
+        return jnp.broadcast_to(repeats, sizes)
+    return jnp.sum(weights, axis, dtype, keepdims=True) * repeats
 
 
 def _shift(

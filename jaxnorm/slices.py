@@ -21,7 +21,7 @@ LEAST, MOST, MOST_NARROW = 4, 16, 14
 # Along the last axis slices are short, so that what they are added up to stays in
 # registers, and a multiple of what is computed at once. Long rows are folded, until
 # there are at most so many slices (of one large array, of two), of such a size or less.
-MULTIPLE, MOST_SHORT, MOST_SHORT_OF_TWO, SHORT = 16, 64, 48, 16
+MULTIPLE, MOST_SHORT, MOST_SHORT_OF_TWO, SHORT = 16, 64, 16, 16
 MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW = 8, 14, 64
 # Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
@@ -95,17 +95,30 @@ class Cut(NamedTuple):
         return [None if v is None else merge(v) for v in operands]
 
     def slices(self, operands: Arrays) -> list[list[Any]]:
-        """Return the operands of each slice."""
+        """Return the operands of each slice.
+
+        All of them are broadcast first: once, and not in every slice, as XLA takes time
+        to compile each operation.
+        """
         starts = [self.size * i for i in range(self.number)]
         starts[-1] -= self.overlap
-
-        def cut(v: Any, start: int) -> Any:
-            if v is None or v.shape[self.rows] == 1:
-                return v
-            return lax.slice_in_dim(v, start, start + self.size, axis=self.rows)
-
         merged = self.merge(operands)
-        return [[cut(v, start) for v in merged] for start in starts]
+        full = merged[0].shape
+        sizes = (*full[: self.rows], self.size, *full[self.rows + 1 :])
+
+        def cut(v: Any) -> list[Any]:
+            if v is None:
+                return [v] * self.number
+            if v.shape[self.rows] == 1:
+                return [jnp.broadcast_to(v, sizes)] * self.number
+            v = jnp.broadcast_to(v, full)
+            ends = [start + self.size for start in starts]
+            return [
+                lax.slice_in_dim(v, start, end, axis=self.rows)
+                for start, end in zip(starts, ends, strict=True)
+            ]
+
+        return [list(part) for part in zip(*map(cut, merged), strict=True)]
 
     def each_row_once(self, parts: Sequence[jax.Array]) -> list[jax.Array]:
         """Return what was made of each slice, without the rows that are in two."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxnorm import arguments, linear, sharding, slices
@@ -133,8 +134,9 @@ def hold(x: jax.Array) -> jax.Array:
     """Return `x`, of the size of the features, computed once.
 
     XLA:CPU computes a small value anew for each element of a large array it is combined
-    with, but never a quotient. This one is `x` exactly, which XLA may not assume.
-    (What has size 1 along the last axis is computed once per row anyway.)
+    with, but never a quotient. This one is `x` exactly, which XLA may not assume: it
+    would have to know that x is no NaN. (What has size 1 along the last axis is
+    computed once per row anyway.)
     """
     return _identity(x, _HELD, _AS_IT_IS)
 
@@ -168,7 +170,8 @@ def _mean_of_sample(
         each = [jnp.sum(part, cut.rows, keepdims=True) for part in parts]
         total = cut.reduce(slices.tree_sum(each))
     mean = total / (PLACES * pieces * size * cut.fold)
-    return (jnp.mean(mean, cut.others(axis), keepdims=True),)
+    others = cut.others(axis)
+    return (jnp.mean(mean, others, keepdims=True) if others else mean,)
 
 
 def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
@@ -207,7 +210,8 @@ def _same(x: jax.Array) -> tuple[jax.Array]:
 
 
 def _quotient(x: jax.Array) -> tuple[jax.Array]:
-    return (x / (1 + 0 * jnp.clip(x, -1, 1)),)
+    one = np.ones((), x.dtype)
+    return (x / lax.clamp(one, x, one),)
 
 
 _AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
@@ -218,6 +222,8 @@ def _sum_plainly(f: Terms, axis: Axis, *operands: Any) -> tuple[jax.Array, ...]:
 
 
 def _sum_each(terms: Sequence[jax.Array], axis: Axis) -> tuple[jax.Array, ...]:
+    if not axis:  # nothing more for XLA to compile
+        return tuple(terms)
     return tuple(jnp.sum(term, axis, keepdims=True) for term in terms)
 
 

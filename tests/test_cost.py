@@ -171,3 +171,26 @@ def test_rows_in_half_precision_are_one_kernel(op):
         for provider in ("jaxnorm", "linen")
     )
     assert own <= 1.01 * flax
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("op", "most"),
+    [
+        ("batch_norm", 515),
+        ("batch_norm_eval", 190),
+        ("batch_norm_relu", 730),
+        ("layer_norm", 690),
+        ("rms_norm", 505),
+        ("group_norm", 535),
+        ("instance_norm", 430),
+    ],
+)
+def test_forward_and_backward_are_few_operations_to_compile(op, most, dtype):
+    """XLA takes about 0.1 ms for each of them in a program of many norms."""
+    case = Case(op, SHAPES[op], dtype)
+    function = in_mode(PROVIDERS["jaxnorm"].build(case), "vjp")
+    arrays = place(case, make_inputs(case, "vjp"))
+    text = jax.jit(function).lower(*arrays).as_text()
+    assert len(re.findall(r" = \"?stablehlo\.", text)) <= most
