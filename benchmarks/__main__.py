@@ -7,7 +7,6 @@ python -m benchmarks --help
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +26,8 @@ ProviderName = Literal[tuple(PROVIDERS)]
 class Config:
     """Measure jaxnorm and its peers side by side, and write table, JSON and figure.
 
-    Every filter takes several names; without it all are measured. In a table "x peer"
-    is the peer's time over jaxnorm's: above 1 jaxnorm is faster.
+    Every filter takes several names; without it all are measured. In a table the
+    column of a peer is its time over jaxnorm's: above 1 jaxnorm is faster.
     """
 
     ops: tuple[OpName, ...] = ()
@@ -49,8 +48,8 @@ class Config:
     """Samples of each program; 15, or 5 where quick."""
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
-    out: Path = Path("runs/benchmarks")
-    """Where results.json and ratios.png go."""
+    out: Path | None = None
+    """Where results.json and ratios.png go; runs/benchmarks, quick in it if quick."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
@@ -61,6 +60,10 @@ class Config:
                 "no operation of --ops is measured on a shape of --shapes; leave one "
                 "of the two out to see what goes together"
             )
+
+    def folder(self) -> Path:
+        """Return where results go; a quick run leaves those of a long one alone."""
+        return self.out or Path("runs/benchmarks", "quick" if self.quick else "")
 
     def cases(self) -> list[Any]:
         """Return the cases of the table that pass the filters."""
@@ -106,16 +109,8 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
     from examples.common import report, style
 
     console = results.make_console()
-    for op, group in groupby(rows, key=lambda row: row.case.op):
-        of_op = list(group)
-        if not config.costs_only:
-            report.print_table(console, f"{op}: time", results.time_table(of_op))
-        title = f"{op}: costs of {' | '.join(results.costs_are_of(of_op))}"
-        report.print_table(console, title, results.cost_table(of_op))
-    means = results.mean_table(rows)
-    if means:
-        title = "Geometric means over the shapes, and the worst case"
-        report.print_table(console, title, means)
+    for title, table in results.tables(rows):
+        report.print_table(console, title, table, padding=0)
 
     content = {
         "environment": environment,
@@ -123,18 +118,19 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
         "means": results.mean_records(rows),
         "rows": [results.to_json(row) for row in rows],
     }
-    written = [report.write_json(config.out / "results.json", content)]
-    if means:
+    folder = config.folder()
+    written = [report.write_json(folder / "results.json", content)]
+    if content["means"]:
         title = f"{settings.device_name(environment)}, {environment['cores']} cores"
         draw = partial(plot_ratios, rows, title)
-        written.append(style.draw_figure(draw, config.out / "ratios.png"))
+        written.append(style.draw_figure(draw, folder / "ratios.png"))
     console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
 
 
 def main(config: Config) -> None:
     """Measure and report."""
     with one_line_errors(OSError):
-        config.out.mkdir(parents=True, exist_ok=True)
+        config.folder().mkdir(parents=True, exist_ok=True)
     report_rows(*measure(config), config)
 
 

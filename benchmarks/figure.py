@@ -50,15 +50,18 @@ def _plot_panel(
         means = [
             timed_mean(rows, op=op, dtype=dtype, mode=mode, provider=peer) for op in ops
         ]
-        # Bars start at 1: up is jaxnorm ahead, down is the peer ahead.
-        axes.bar(
-            [place - BAND / 2 + (index + 0.5) * step for place in range(len(ops))],
-            [0 if mean is None else mean - 1 for mean in means],
-            bottom=1,
-            width=0.9 * step,
-            color=PROVIDERS[peer].color,
-            label=peer,
-        )
+        found = {
+            place - BAND / 2 + (index + 0.5) * step: mean
+            for place, mean in enumerate(means)
+            if mean is not None
+        }
+        # Bars start at 1: up is jaxnorm ahead, down is the peer ahead. A dot is at
+        # their end, so that 1 is told from what was not measured.
+        color = PROVIDERS[peer].color
+        places, ends = list(found.keys()), list(found.values())
+        heights = [end - 1 for end in ends]
+        axes.bar(places, heights, 0.9 * step, bottom=1, color=color, label=peer)
+        axes.scatter(places, ends, s=4, color=color, zorder=3)
     axes.axhline(1, color="#222222", linewidth=1.2)
     axes.set(yscale="log", title=f"{MODE_LABELS[mode]}, {dtype}")
     labels = [OPS[op].label.replace(" ", "\n", 1) for op in ops]

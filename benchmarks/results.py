@@ -3,7 +3,7 @@
 import math
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby, product
 from typing import Any
@@ -70,19 +70,36 @@ def timed_mean(rows: Iterable[Row], **wanted: str) -> float | None:
     )
 
 
+def tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[TableRow]]]:
+    """Give title and rows of each table: of one operation, dtype and mode, then means.
+
+    They fit in 80 columns.
+    """
+    for group in _by_kind(rows):
+        case, mode = group[0].case, MODE_LABELS[group[0].mode]
+        kind = f"{case.op}, {case.dtype}, {mode}"
+        if group[0].seconds is not None:
+            yield f"{kind}: time", time_table(group)
+        yield f"{kind}: costs of {' | '.join(costs_are_of(group))}", cost_table(group)
+    kinds = groupby(mean_records(rows), key=lambda r: (r["mode"], r["dtype"]))
+    for (mode, dtype), records in kinds:
+        title = f"{dtype}, {MODE_LABELS[mode]}: geometric means over the shapes"
+        yield title, mean_table(list(records))
+
+
 def time_table(rows: Sequence[Row]) -> list[TableRow]:
-    """Return jaxnorm's time and how much longer peers take, one row a case and mode."""
+    """Return jaxnorm's time and how much longer peers take, one row a shape."""
     peers = peers_of(rows)
     table = []
     for group in by_case(rows):
         subject = group[SUBJECT]
-        cells = _names(subject)
+        cells = {"shape": shape_name(subject.case.shape)}
         cells["ms"] = _milliseconds(subject)
         cells["GB/s"] = _number(subject.bandwidth, 1e9, digits=1)
         cells["of copy"] = _percent(subject.bandwidth, subject.copy_bandwidth)
         for peer in peers:
             ratio = group[peer].ratio if peer in group else None
-            cells[f"x {peer}"] = "" if ratio is None else f"{ratio.median:.2f}"
+            cells[peer] = "" if ratio is None else f"{ratio.median:.2f}"
         table.append(cells)
     return table
 
@@ -96,8 +113,8 @@ def cost_table(rows: Sequence[Row]) -> list[TableRow]:
     """Return the deterministic costs, jaxnorm's beside those of one peer."""
     names = costs_are_of(rows)
     columns = {
-        "bytes/element": lambda row: _number(row.costs.bytes_per_element, digits=1),
-        "residual/input": lambda row: _number(row.costs.residual_per_input, digits=2),
+        "bytes / element": lambda row: _number(row.costs.bytes_per_element, digits=1),
+        "residual / input": lambda row: _number(row.costs.residual_per_input, digits=2),
         "temporary MiB": lambda row: _number(row.costs.temp_bytes, 2**20, digits=2),
         "collectives": lambda row: str(row.costs.collectives),
         "compile s": lambda row: _number(row.compile_seconds, digits=2),
@@ -105,7 +122,7 @@ def cost_table(rows: Sequence[Row]) -> list[TableRow]:
     table = []
     for group in by_case(rows):
         shown = [group[name] for name in names if name in group]
-        cells = _names(group[SUBJECT])
+        cells = {"shape": shape_name(group[SUBJECT].case.shape)}
         for column, cell in columns.items():
             cells[column] = " | ".join(filter(None, map(cell, shown)))
         table.append(cells)
@@ -121,7 +138,7 @@ def mean_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     jaxnorm and of each JAX peer.
     """
     records: list[dict[str, Any]] = []
-    for op, dtype, mode in product(OPS, DTYPES, MODES):
+    for mode, dtype, op in product(MODES, DTYPES, OPS):
         where = {"op": op, "dtype": dtype, "mode": mode}
         if timed_mean(rows, **where, provider=SUBJECT) is None:
             continue
@@ -139,24 +156,28 @@ def mean_records(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return records
 
 
-def mean_table(rows: Sequence[Row]) -> list[TableRow]:
-    """Return the geometric means as the cells of a table."""
+def mean_table(records: Sequence[dict[str, Any]]) -> list[TableRow]:
+    """Return the geometric means of one mode and dtype as the cells of a table."""
     return [
         {
             "op": record["op"],
-            "dtype": record["dtype"],
-            "mode": MODE_LABELS[record["mode"]],
-            **{
-                f"x {peer}": _number(mean, digits=2)
-                for peer, mean in record["ratios"].items()
-            },
-            "x fastest": _number(record["fastest"], digits=2),
-            "worst case": "{ratio:.2f} {provider} {shape}".format(**record["worst"])
+            **{p: _number(mean, digits=2) for p, mean in record["ratios"].items()},
+            "fastest": _number(record["fastest"], digits=2),
+            "worst case": "{ratio:.2f} {shape}".format(**record["worst"])
             if record["worst"]
             else "",
         }
-        for record in mean_records(rows)
+        for record in records
     ]
+
+
+def _by_kind(rows: Iterable[Row]) -> list[list[Row]]:
+    """Return the rows of each operation, dtype and mode."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        kind = (row.case.op, row.case.dtype, row.mode)
+        found.setdefault(kind, []).append(row)
+    return list(found.values())
 
 
 def _mean_bytes(
@@ -186,14 +207,6 @@ def _against_the_fastest(
         if found:
             lowest.append(min(found))
     return lowest
-
-
-def _names(row: Row) -> TableRow:
-    return {
-        "shape": shape_name(row.case.shape),
-        "dtype": row.case.dtype,
-        "mode": MODE_LABELS[row.mode],
-    }
 
 
 def _milliseconds(row: Row) -> str:

@@ -14,14 +14,19 @@ from rich.table import Table
 
 
 def print_table(
-    console: Console, title: str, rows: Sequence[Mapping[str, str]]
+    console: Console, title: str, rows: Sequence[Mapping[str, str]], *, padding: int = 1
 ) -> None:
     """Print rows of the same columns; the first column names the row."""
     table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True
+        title=title,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, padding),
+        collapse_padding=True,
     )
     for index, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if index else "left")
+        justify = "right" if index else "left"
+        table.add_column(column, justify=justify, no_wrap=not index)
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
