@@ -129,9 +129,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.
     """
-    pair = map(_shifted, _check_pair(a, b, caller="merge_moments"))
-    stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), *pair)
-    return collapse(shifted.merge(stack), ())
+    return _merge_pair(*map(_shifted, _check_pair(a, b, caller="merge_moments")))
 
 
 def pool_moments(
@@ -200,6 +198,12 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
         for name, leaf in moments._asdict().items()
     )
     return Moments(_align_count(count, mean.shape), mean, m2)
+
+
+@partial(jax.jit, inline=True)  # see `normalization`
+def _merge_pair(a: ShiftedMoments, b: ShiftedMoments) -> Moments:
+    stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), a, b)
+    return collapse(shifted.merge(stack), ())
 
 
 @partial(jax.jit, static_argnums=(2,), inline=True)  # see `normalization`

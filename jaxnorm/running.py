@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -82,18 +84,26 @@ def move(
     stats: NormStats, moments: Moments, *, decay: ArrayLike | None, ddof: int
 ) -> NormStats:
     """Do what `update_stats` does; its arguments have been checked."""
+    gained = 1 if decay is None else 1 - decay
+    return _move(stats, moments, gained, decay is None, ddof)
+
+
+# One program outside of jit, and traced once for all layers of a shape.
+@partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _move(
+    stats: NormStats, moments: Moments, gained: ArrayLike, cumulative: bool, ddof: int
+) -> NormStats:
+    """Move by the weight that a batch gains; if `cumulative` the old keeps its own."""
     var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
     if not stats.weight.ndim:
         finite = jnp.all(finite)
 
-    if decay is None:
-        gained: ArrayLike = 1
-        weight = jnp.asarray(stats.weight + 1)
+    if cumulative:
+        weight = stats.weight + gained
     else:
         # Written so that a weight of exactly 1 stays exactly 1.
-        gained = 1 - decay
-        weight = jnp.asarray(stats.weight + gained * (1 - stats.weight))
+        weight = stats.weight + gained * (1 - stats.weight)
     # decay=1 from weight 0 has seen nothing.
     trusted = finite & (moments.count > ddof) & (weight > 0)
     share = jnp.asarray(gained / jnp.where(weight > 0, weight, 1))

@@ -42,6 +42,8 @@ CALLS = {
     "group": lambda x: jn.group_norm(x, num_groups=2),
     "instance": jn.instance_norm,
     "moments": lambda x: jn.compute_moments(x, (0, 1, 2)),
+    "update": lambda x: jn.update_stats(STATS, jn.Moments(9.0, x[0, 0, 0], x[0, 0, 1])),
+    "merge": lambda x: jn.merge_moments(*2 * [jn.Moments(9.0, x[0, 0, 0], x[0, 0, 1])]),
     "weight standardization": jn.weight_standardization,
     "gradient of batch": gradient(train),
     "gradient of evaluation": gradient(evaluate),
@@ -57,17 +59,30 @@ CALLS = {
 def test_a_second_call_compiles_nothing(name, caplog):
     for _ in range(2):  # twice: the first one makes arrays of other types
         CALLS[name](X)
-    with jax.log_compiles():
-        CALLS[name](X)
-    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
-    assert not compiled
+    assert not compiled(caplog, lambda: CALLS[name](X))
 
 
-def test_a_first_call_does(caplog):
-    """Or the test above would find nothing in any case."""
+@pytest.mark.parametrize(
+    ("name", "size", "most"), [("update", 61, 2), ("merge", 67, 2), ("batch", 71, 4)]
+)
+def test_a_first_call_compiles_few_programs(name, size, most, caplog):
+    """But more than none, or the test above would find nothing in any case."""
+    x = jax.random.normal(jax.random.key(0), (5, size))  # a size of this call alone
+    stats, moments = jn.init_stats(size), jn.compute_moments(x, 0)
+    calls = {
+        "update": lambda: jn.update_stats(stats, moments),
+        "merge": lambda: jn.merge_moments(moments, moments),
+        "batch": lambda: jn.batch_norm(x, stats, training=True),
+    }
+    assert 1 <= len(compiled(caplog, calls[name])) <= most
+
+
+def compiled(caplog, call):
+    """Return what JAX says of the programs that it compiles."""
     with jax.log_compiles():
-        jn.layer_norm(jnp.ones((3, 7, 5)))
-    assert any("Compiling" in r.getMessage() for r in caplog.records)
+        call()
+    texts = [record.getMessage() for record in caplog.records]
+    return [text for text in texts if "Compiling" in text]
 
 
 @pytest.mark.usefixtures("one_device")  # what is packed is held by functions
