@@ -7,6 +7,7 @@ state out. One step of power iteration a call keeps up with a kernel that is tra
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -145,6 +146,20 @@ def spectral_norm(
     n_steps = _check_steps(n_steps, caller)
     stats = _check_spectral(kernel, stats, axis, caller)
 
+    return _divide(kernel, stats, training, eps, n_steps, features, dtype)
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)  # see `normalization`
+def _divide(
+    kernel: jax.Array,
+    stats: SpectralStats,
+    training: bool | jax.Array,
+    eps: ArrayLike,
+    n_steps: int,
+    features: tuple[int, ...],
+    dtype: np.dtype,
+) -> tuple[jax.Array, SpectralStats]:
+    """Iterate, and divide by the singular value."""
     v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
     # The singular vectors are constants: sigma is linear in the kernel, and this is
     # its derivative where they are exact.

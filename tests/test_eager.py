@@ -14,6 +14,7 @@ import jaxnorm.nnx
 
 X = jax.random.normal(jax.random.key(0), (4, 8, 8, 6))
 STATS = jn.init_stats(6)
+SPECTRAL = jn.init_spectral_stats(jax.random.key(0), 6)
 LINEN = jaxnorm.linen.BatchNorm(use_running_average=False)
 VARIABLES = LINEN.init(jax.random.key(0), X)
 NNX = jaxnorm.nnx.BatchNorm(6, rngs=nnx.Rngs(0))
@@ -44,6 +45,7 @@ CALLS = {
     "moments": lambda x: jn.compute_moments(x, (0, 1, 2)),
     "update": lambda x: jn.update_stats(STATS, jn.Moments(9.0, x[0, 0, 0], x[0, 0, 1])),
     "merge": lambda x: jn.merge_moments(*2 * [jn.Moments(9.0, x[0, 0, 0], x[0, 0, 1])]),
+    "spectral": lambda x: jn.spectral_norm(x, SPECTRAL, training=True),
     "weight standardization": jn.weight_standardization,
     "gradient of batch": gradient(train),
     "gradient of evaluation": gradient(evaluate),
@@ -63,16 +65,19 @@ def test_a_second_call_compiles_nothing(name, caplog):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "most"), [("update", 61, 2), ("merge", 67, 2), ("batch", 71, 4)]
+    ("name", "size", "most"),
+    [("update", 61, 2), ("merge", 67, 2), ("batch", 71, 4), ("spectral", 73, 1)],
 )
 def test_a_first_call_compiles_few_programs(name, size, most, caplog):
     """But more than none, or the test above would find nothing in any case."""
     x = jax.random.normal(jax.random.key(0), (5, size))  # a size of this call alone
     stats, moments = jn.init_stats(size), jn.compute_moments(x, 0)
+    vector = jn.init_spectral_stats(jax.random.key(0), size)
     calls = {
         "update": lambda: jn.update_stats(stats, moments),
         "merge": lambda: jn.merge_moments(moments, moments),
         "batch": lambda: jn.batch_norm(x, stats, training=True),
+        "spectral": lambda: jn.spectral_norm(x, vector, training=True),
     }
     assert 1 <= len(compiled(caplog, calls[name])) <= most
 
