@@ -178,8 +178,10 @@ def moment_tangents(
 
     def terms(t_x: jax.Array, x: jax.Array, shift: jax.Array, weights: Any) -> Any:
         d = deviations(x, shift, 0, weights)
-        inner_term = _weigh(inner(d, t_x), weights)
-        return (inner_term, _weigh(t_x, weights)) if over.centered else (inner_term,)
+        inner_term = _weigh_linearly(inner(d, t_x), weights, x)
+        if not over.centered:
+            return (inner_term,)
+        return inner_term, _weigh_linearly(t_x, weights, x)
 
     if t_x is not None:
         operands = x, moments.shift, weights
@@ -285,6 +287,16 @@ def _weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
         return x
     x = jnp.where(_positive(weights), x, 0)
     return x if weights.dtype == bool else x * weights
+
+
+def _weigh_linearly(t: jax.Array, weights: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Return weights * t, whose derivative in a weight of 0 is t where `x` is finite.
+
+    What is not to be multiplied is told from `x`, as that is linear in `t`.
+    """
+    if weights is None or weights.dtype == bool:
+        return _weigh(t, weights)
+    return jnp.where(_positive(weights) | jnp.isfinite(x), t, 0) * weights
 
 
 def _positive(weights: jax.Array) -> jax.Array:

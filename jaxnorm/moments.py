@@ -186,7 +186,7 @@ def collapse(
 
 
 def check_moments(moments: Any, *, caller: str) -> Moments:
-    """Return moments, of arrays; the count has the rank of the mean."""
+    """Return moments, of arrays of float32 or more; the count has the mean's rank."""
     if not isinstance(moments, Moments):
         raise TypeError(
             f"{caller}: moments must be Moments(count, mean, m2). Received "
@@ -194,10 +194,16 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
             "array."
         )
     count, mean, m2 = (
-        arguments.as_array(leaf, caller=caller, name=f"moments.{name}")
+        _widened(arguments.as_array(leaf, caller=caller, name=f"moments.{name}"))
         for name, leaf in moments._asdict().items()
     )
     return Moments(_align_count(count, mean.shape), mean, m2)
+
+
+def _widened(leaf: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf.astype(jnp.result_type(float))
+    return leaf.astype(arguments.statistics_dtype(leaf.dtype))
 
 
 @partial(jax.jit, inline=True)  # see `normalization`

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options
+from jaxnorm import arguments, axes, options, sharding
 from jaxnorm.affine import (
     Operands,
     Output,
@@ -174,7 +174,7 @@ def _by_statistics_jvp(
     y = _by_statistics(operands, mean, var, output)
     differentiate = jax.checkpoint(differentiate, prevent_cse=False)
     t_y = differentiate(operands, mean, var, drop_symbolic_zeros(tangents))
-    return y, t_y.astype(output.dtype)
+    return y, sharding.as_spread(t_y.astype(output.dtype), y)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
@@ -209,7 +209,8 @@ def _by_moments_jvp(
         partial(_differentiate, over, output.activation), prevent_cse=False
     )
     t_y, t_moments = differentiate(*primals, moments, *drop_symbolic_zeros(tangents))
-    return (y, moments), (t_y.astype(output.dtype), t_moments)
+    t_y = sharding.as_spread(t_y.astype(output.dtype), y)
+    return (y, moments), (t_y, t_moments)
 
 
 def _differentiate(

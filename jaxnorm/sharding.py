@@ -66,6 +66,11 @@ def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:
     return _reshard(jnp.broadcast_to(value, like.shape), mesh, _spec(like))
 
 
+def as_spread(value: jax.Array, like: jax.Array) -> jax.Array:
+    """Return `value` of one type with `like` in all that this module is about."""
+    return shard_like(vary(value, like), like)
+
+
 def shard_axis_like(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     """Spread `value` over devices as `like` is along `axis`, and as it is elsewhere."""
     mesh = _explicit_mesh(like, value)

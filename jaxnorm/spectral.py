@@ -238,7 +238,18 @@ def _check_spectral(
             f"{caller}: stats must be a SpectralStats. Received "
             f"{type(stats).__name__}; start with {start}."
         )
-    stats = SpectralStats(*map(jnp.asarray, stats))
+    stats = SpectralStats(
+        *(
+            arguments.as_array(leaf, caller=caller, name=f"stats.{name}")
+            for name, leaf in stats._asdict().items()
+        )
+    )
+    for name, leaf in stats._asdict().items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{caller}: stats must be of a floating-point dtype. Received "
+                f"stats.{name} of {leaf.dtype}; start with {start}."
+            )
     if stats.u.size != kernel.shape[axis]:
         raise ValueError(
             f"{caller}: stats.u must have one value per feature. Received stats.u with "

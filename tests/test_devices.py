@@ -157,3 +157,47 @@ def test_shard_map_over_one_axis_of_an_explicit_mesh(check_vma, groups):
     loss = jax.grad(lambda x: jnp.sum(jn.batch_norm(x, STATS, training=True)[0] ** 3))
     expected_dx = np.concatenate([loss(part) for part in parts])
     np.testing.assert_allclose(dx, expected_dx, atol=1e-4)
+
+
+ONE_STATISTIC = {
+    "batch": lambda x, v: jn.batch_norm(x, STATS, None, v, training=True)[0],
+    "evaluation": lambda x, v: jn.batch_norm(x, STATS, None, v, training=False)[0],
+    "layer": lambda x, v: jn.layer_norm(x, None, v),
+    "group": lambda x, v: jn.group_norm(x, None, v, num_groups=2),
+    "normalize": lambda x, v: jn.normalize(x, 0.0, 1.0, None, v),
+    "mean": lambda x, v: jn.normalize(x, v, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ONE_STATISTIC)
+def test_gradients_where_only_the_bias_differs_between_devices(name):
+    """The tangent of the output has the type of the output, not that of x."""
+    mesh = make_mesh(AUTO, SHAPE)
+    values = jnp.asarray(RNG.normal(size=(4, CHANNELS)), jnp.float32)
+    f = ONE_STATISTIC[name]
+    spread = jax.shard_map(
+        lambda x, v: f(x, v[0])[None],
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P("data"),
+    )
+    got = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(spread(x, values)))))(X)
+    expected = jax.grad(lambda x: sum(jnp.sum(jnp.cos(f(x, v))) for v in values))(X)
+    chex.assert_trees_all_close(got, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ONE_STATISTIC)
+def test_gradients_where_only_the_bias_is_sharded(name):
+    mesh = make_mesh(EXPLICIT, SHAPE)
+    f = ONE_STATISTIC[name]
+    bias = RNG.normal(size=CHANNELS).astype(np.float32)
+
+    def loss(x, bias):
+        return jnp.sum(jnp.cos(f(x, bias)))
+
+    expected = jax.grad(loss)(X, bias)
+    with jax.set_mesh(mesh):
+        x = jax.device_put(X, NamedSharding(mesh, P()))
+        sharded = jax.device_put(bias, NamedSharding(mesh, P("model")))
+        got = jax.jit(jax.grad(loss))(x, sharded)
+    chex.assert_trees_all_close(jax.device_get(got), expected, atol=2e-5)

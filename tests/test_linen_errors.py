@@ -129,6 +129,8 @@ def test_the_epsilon_of_kernels(norm, kwargs):
         (ours.GroupNorm(4), "GroupNorm: num_groups must be positive and divide"),
         (ours.GroupNorm(None, 4), "group_size must be a whole number that divides the"),
         (ours.GroupNorm(None, 1.5), "Received group_size=1.5 for 6 channels"),
+        (ours.GroupNorm(None, 3.0), "Received group_size=3.0 for 6 channels"),
+        (ours.GroupNorm(None, "3"), "Received group_size=3 for 6 channels"),
         (ours.GroupNorm(2, 3), "either num_groups or group_size must be given"),
         (ours.GroupNorm(2, reduction_axes=0), "must include the feature axis 1"),
         (ours.InstanceNorm(feature_axes=0), "cannot include the leading dimension"),

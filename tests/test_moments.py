@@ -256,6 +256,44 @@ def test_derivatives_to_second_order():
         check_grads(lambda x: jn.compute_moments(x, 0), (x,), order=2, rtol=1e-5)
 
 
+def test_mixed_derivatives_at_a_weight_of_zero():
+    """What a row would do if it counted: weights are learned from there."""
+    x = jnp.asarray(RNG.normal(2, 1, (12, 3)), jnp.float32)
+    weights = jnp.asarray([1, 0, 2, 0.5] * 3, jnp.float32)
+
+    def ours(x, w):
+        return jnp.sum(jn.layer_norm(x, axis=0, weights=w[:, None]) ** 3)
+
+    def plain(x, w):
+        w = w[:, None]
+        mean = jnp.sum(w * x, 0) / jnp.sum(w)
+        var = jnp.sum(w * (x - mean) ** 2, 0) / jnp.sum(w)
+        return jnp.sum(((x - mean) * jax.lax.rsqrt(var + 1e-5)) ** 3)
+
+    def derivatives(f):
+        by_x, by_w = jax.grad(f, 0), jax.grad(f, 1)
+        mixed = jax.jacfwd(by_x, 1)(x, weights), jax.jacrev(by_x, 1)(x, weights)
+        turned = jax.jacfwd(by_w, 0)(x, weights), jax.jacrev(by_w, 0)(x, weights)
+        return [*mixed, *(jnp.moveaxis(v, 0, -1) for v in turned)]
+
+    chex.assert_trees_all_close(
+        derivatives(ours), derivatives(plain), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_moments_of_few_digits_are_widened():
+    """A mean that is an integer would be cut off, and a count in bfloat16 stay."""
+    merged = jn.merge_moments(jn.Moments(1, 2, 0), jn.Moments(1, 5, 0))
+    assert merged == (2.0, 3.5, 4.5)
+    half = jn.Moments(*(jnp.asarray(v, jnp.bfloat16) for v in (300, 1, 0)))
+    one = jn.Moments(*(jnp.asarray(v, jnp.bfloat16) for v in (1, 1, 0)))
+    assert jn.merge_moments(half, one).count == 301
+    pooled = jax.vmap(
+        lambda mean: jn.pool_moments(jn.Moments(1, mean, 0), "i"), axis_name="i"
+    )(jnp.array([2, 5]))
+    np.testing.assert_array_equal(pooled.mean, [3.5, 3.5])
+
+
 @pytest.mark.parametrize("size", [7, 10, 97, 4099])
 def test_m2_of_what_is_constant_is_never_negative(size):
     """Rounding could leave less than nothing; a square root of it is NaN."""

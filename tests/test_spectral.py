@@ -204,6 +204,18 @@ def test_statistics_may_be_python_numbers_and_steps_any_integer():
             r"stats must be a SpectralStats. Received NoneType; start with init_spec",
         ),
         (
+            lambda: spectral_norm(
+                KERNEL, STATS._replace(u=jnp.ones(6, int)), training=True
+            ),
+            TypeError,
+            r"of a floating-point dtype. Received stats.u of int32; start with init_",
+        ),
+        (
+            lambda: spectral_norm(KERNEL, STATS._replace(u=None), training=True),
+            TypeError,
+            "stats.u must be an array. Received NoneType",
+        ),
+        (
             lambda: spectral_norm(KERNEL, STATS, training=None),
             TypeError,
             "training must be True, False",

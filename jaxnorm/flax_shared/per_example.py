@@ -1,5 +1,6 @@
 """The norms without running statistics: their axes, and normalization over these."""
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -94,13 +95,17 @@ def count_groups(
         )
     if num_groups is not None:
         return axes.check_groups(channels, num_groups, caller=label)
-    if not group_size or group_size < 1 or group_size % 1 or channels % group_size:
+    try:
+        size = operator.index(group_size)  # type: ignore[arg-type]  # one was given
+    except TypeError:
+        size = 0
+    if size < 1 or channels % size:
         raise ValueError(
             f"{label}: group_size must be a whole number that divides the channels. "
             f"Received group_size={group_size} for {channels} channels; choose a "
             "divisor."
         )
-    return channels // group_size
+    return channels // size
 
 
 def normalize(
