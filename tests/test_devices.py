@@ -201,3 +201,30 @@ def test_gradients_where_only_the_bias_is_sharded(name):
         sharded = jax.device_put(bias, NamedSharding(mesh, P("model")))
         got = jax.jit(jax.grad(loss))(x, sharded)
     chex.assert_trees_all_close(jax.device_get(got), expected, atol=2e-5)
+
+
+def test_gradients_where_training_differs_between_devices():
+    """Two branches that run on different devices at once must not communicate."""
+    mesh = make_mesh(AUTO, SHAPE)
+    stats = jn.NormStats(jnp.ones(CHANNELS), jnp.full(CHANNELS, 2.0), jnp.ones(()))
+    scale = jnp.asarray(RNG.normal(1, 0.1, CHANNELS), jnp.float32)
+    flags = [True, False, False, True]
+
+    def f(x, scale, training):
+        return jn.batch_norm(x, stats, scale, training=training)[0]
+
+    spread = jax.shard_map(
+        lambda x, scale, training: f(x, scale, training[0])[None],
+        mesh=mesh,
+        in_specs=(P(), P(), P("data")),
+        out_specs=P("data"),
+    )
+
+    def loss(x, scale):
+        return jnp.sum(jnp.cos(spread(x, scale, jnp.array(flags))))
+
+    def expected(x, scale):
+        return sum(jnp.sum(jnp.cos(f(x, scale, flag))) for flag in flags)
+
+    got = jax.jit(jax.grad(loss, (0, 1)))(X, scale)
+    chex.assert_trees_all_close(got, jax.grad(expected, (0, 1))(X, scale), atol=2e-5)

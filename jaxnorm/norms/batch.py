@@ -136,5 +136,8 @@ def batch_norm(
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)
+    # Where the flag differs between devices they must not communicate in a branch; the
+    # transpose would, of what is alike on all of them.
+    operands, stats = sharding.vary((operands, stats), training)
     branches = sharding.vary_alike((train, evaluate), operands, stats)
     return lax.cond(training, *branches, operands, stats)
