@@ -160,7 +160,10 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
             f"{mend}."
         )
-    mean, var, weight = (jnp.asarray(leaf) for leaf in stats)
+    mean, var, weight = (
+        arguments.as_array(leaf, caller=caller, name=f"stats.{name}")
+        for name, leaf in stats._asdict().items()
+    )
     for name, leaf in (("mean", mean), ("var", var)):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

@@ -123,6 +123,18 @@ ERRORS = {
         "update_stats: stats must be a NormStats. Received Moments; stats come first, "
         "then moments.",
     ),
+    "a part of the statistics that is missing": (
+        lambda: batch_norm(stats=STATS._replace(var=None)),
+        TypeError,
+        "batch_norm: stats.var must be an array. Received NoneType; pass anything that "
+        "jnp.asarray accepts.",
+    ),
+    "statistics that are types": (
+        lambda: batch_norm(stats=jax.eval_shape(lambda: STATS)),
+        TypeError,
+        "batch_norm: stats.mean must be an array. Received ShapeDtypeStruct; pass "
+        "anything that jnp.asarray accepts.",
+    ),
     "statistics of integers": (
         lambda: batch_norm(stats=STATS._replace(mean=jnp.zeros(6, int))),
         TypeError,
