@@ -109,18 +109,19 @@ def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) ->
     from examples.common import report, style
 
     console = results.make_console()
-    for title, table in results.tables(rows):
+    means = results.mean_records(rows)
+    for title, table in results.tables(rows, means):
         report.print_table(console, title, table, padding=0)
 
     content = {
         "environment": environment,
         "config": asdict(config),
-        "means": results.mean_records(rows),
+        "means": means,
         "rows": [results.to_json(row) for row in rows],
     }
     folder = config.folder()
     written = [report.write_json(folder / "results.json", content)]
-    if content["means"]:
+    if means:
         title = f"{settings.device_name(environment)}, {environment['cores']} cores"
         draw = partial(plot_ratios, rows, title)
         written.append(style.draw_figure(draw, folder / "ratios.png"))

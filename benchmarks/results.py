@@ -70,10 +70,12 @@ def timed_mean(rows: Iterable[Row], **wanted: str) -> float | None:
     )
 
 
-def tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[TableRow]]]:
+def tables(
+    rows: Sequence[Row], means: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, list[TableRow]]]:
     """Give title and rows of each table: of one operation, dtype and mode, then means.
 
-    They fit in 80 columns.
+    They fit in 80 columns. `means` are the `mean_records` of the rows.
     """
     for group in _by_kind(rows):
         case, mode = group[0].case, MODE_LABELS[group[0].mode]
@@ -81,7 +83,7 @@ def tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[TableRow]]]:
         if group[0].seconds is not None:
             yield f"{kind}: time", time_table(group)
         yield f"{kind}: costs of {' | '.join(costs_are_of(group))}", cost_table(group)
-    kinds = groupby(mean_records(rows), key=lambda r: (r["mode"], r["dtype"]))
+    kinds = groupby(means, key=lambda r: (r["mode"], r["dtype"]))
     for (mode, dtype), records in kinds:
         title = f"{dtype}, {MODE_LABELS[mode]}: geometric means over the shapes"
         yield title, mean_table(list(records))

@@ -181,6 +181,14 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
         ) from None
 
 
+def as_arrays(parts: Any, *, caller: str, name: str) -> list[jax.Array]:
+    """Return the parts of a NamedTuple as arrays."""
+    return [
+        as_array(part, caller=caller, name=f"{name}.{field}")
+        for field, part in parts._asdict().items()
+    ]
+
+
 def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     return all(a in (1, b) for a, b in zip(shape, target, strict=True))
 

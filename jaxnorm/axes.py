@@ -52,6 +52,14 @@ def static_or(mend: str, *values: Any) -> str:
     return "make it a static argument of jit" if traced else mend
 
 
+def whole_number(value: Any) -> int:
+    """Return the value if it is an integer of 1 or more, and 0 if not."""
+    try:
+        return max(0, operator.index(value))
+    except TypeError:
+        return 0
+
+
 def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return the axes of a rank-`ndim` array that are not in `axes`."""
     return tuple(axis for axis in range(ndim) if axis not in axes)

@@ -296,7 +296,7 @@ def _weigh_linearly(t: jax.Array, weights: jax.Array | None, x: jax.Array) -> ja
     """
     if weights is None or weights.dtype == bool:
         return _weigh(t, weights)
-    return jnp.where(_positive(weights) | jnp.isfinite(x), t, 0) * weights
+    return replace_unused(t, 0, x, weights) * weights
 
 
 def _positive(weights: jax.Array) -> jax.Array:

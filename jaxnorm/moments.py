@@ -193,10 +193,8 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
             f"{type(moments).__name__}; jaxnorm.compute_moments makes them from an "
             "array."
         )
-    count, mean, m2 = (
-        _widened(arguments.as_array(leaf, caller=caller, name=f"moments.{name}"))
-        for name, leaf in moments._asdict().items()
-    )
+    leaves = arguments.as_arrays(moments, caller=caller, name="moments")
+    count, mean, m2 = map(_widened, leaves)
     return Moments(_align_count(count, mean.shape), mean, m2)
 
 

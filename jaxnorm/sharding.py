@@ -41,18 +41,27 @@ def vary(tree: Tree, *examples: jax.Array | None) -> Tree:
     return jax.tree.map(partial(_vary_over, over=over), tree)
 
 
-def vary_alike(
-    functions: tuple[Callable[..., Tree], Callable[..., Tree]], *args: Any
-) -> list[Callable[..., Tree]]:
-    """Return two functions of `args` such that their results differ alike.
+def cond(
+    flag: jax.Array,
+    true_fun: Callable[..., Tree],
+    false_fun: Callable[..., Tree],
+    *args: Any,
+) -> Tree:
+    """Do what `lax.cond` does, whose branches are to be of one type.
 
-    They are then of one type inside shard_map with check_vma, as `lax.cond` wants it.
+    Inside shard_map with check_vma their results are marked as differing between
+    devices alike. Where the flag differs, devices must not communicate in a branch; the
+    transpose would, of arguments that are alike on all of them.
     """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return list(functions)
-    types = [jax.eval_shape(f, *args) for f in functions]
-    wanted = jax.tree.map(lambda a, b: _varies(a) | _varies(b), *types)
-    return [lambda *a, f=f: jax.tree.map(_vary_over, f(*a), wanted) for f in functions]
+    functions = [true_fun, false_fun]
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        args = vary(args, flag)
+        types = [jax.eval_shape(f, *args) for f in functions]
+        wanted = jax.tree.map(lambda a, b: _varies(a) | _varies(b), *types)
+        functions = [
+            lambda *a, f=f: jax.tree.map(_vary_over, f(*a), wanted) for f in functions
+        ]
+    return lax.cond(flag, *functions, *args)
 
 
 def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:

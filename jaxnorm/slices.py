@@ -102,6 +102,7 @@ class Cut(NamedTuple):
         """
         starts = [self.size * i for i in range(self.number)]
         starts[-1] -= self.overlap
+        spans = [(start, start + self.size) for start in starts]
         merged = self.merge(operands)
         full = merged[0].shape
         sizes = (*full[: self.rows], self.size, *full[self.rows + 1 :])
@@ -112,11 +113,7 @@ class Cut(NamedTuple):
             if v.shape[self.rows] == 1:
                 return [jnp.broadcast_to(v, sizes)] * self.number
             v = jnp.broadcast_to(v, full)
-            ends = [start + self.size for start in starts]
-            return [
-                lax.slice_in_dim(v, start, end, axis=self.rows)
-                for start, end in zip(starts, ends, strict=True)
-            ]
+            return [lax.slice_in_dim(v, *span, axis=self.rows) for span in spans]
 
         return [list(part) for part in zip(*map(cut, merged), strict=True)]
 

@@ -6,7 +6,6 @@ state out. One step of power iteration a call keeps up with a kernel that is tra
 
 from __future__ import annotations
 
-import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -206,11 +205,8 @@ def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Arra
 
 def _check_steps(n_steps: int, caller: str) -> int:
     """Return the steps of power iteration, if they are a number of 1 or more."""
-    try:
-        steps = operator.index(n_steps)
-    except TypeError:
-        steps = 0
-    if steps < 1:
+    steps = axes.whole_number(n_steps)
+    if not steps:
         raise ValueError(
             f"{caller}: n_steps must be an integer, at least 1. Received "
             f"n_steps={n_steps}; {axes.static_or('the usual value is 1', n_steps)}."
@@ -238,12 +234,7 @@ def _check_spectral(
             f"{caller}: stats must be a SpectralStats. Received "
             f"{type(stats).__name__}; start with {start}."
         )
-    stats = SpectralStats(
-        *(
-            arguments.as_array(leaf, caller=caller, name=f"stats.{name}")
-            for name, leaf in stats._asdict().items()
-        )
-    )
+    stats = SpectralStats(*arguments.as_arrays(stats, caller=caller, name="stats"))
     for name, leaf in stats._asdict().items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(

@@ -160,10 +160,7 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
             f"{mend}."
         )
-    mean, var, weight = (
-        arguments.as_array(leaf, caller=caller, name=f"stats.{name}")
-        for name, leaf in stats._asdict().items()
-    )
+    mean, var, weight = arguments.as_arrays(stats, caller=caller, name="stats")
     for name, leaf in (("mean", mean), ("var", var)):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

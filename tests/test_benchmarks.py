@@ -300,7 +300,7 @@ def test_tables_fit_in_80_columns(capsys):
         for mode in shapes.MODES
         for name in names
     ]
-    for title, table in results.tables(rows):
+    for title, table in results.tables(rows, results.mean_records(rows)):
         report.print_table(Console(width=80), title, table, padding=0)
         printed = capsys.readouterr().out
         assert title in printed and "…" not in printed

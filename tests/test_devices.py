@@ -159,7 +159,7 @@ def test_shard_map_over_one_axis_of_an_explicit_mesh(check_vma, groups):
     np.testing.assert_allclose(dx, expected_dx, atol=1e-4)
 
 
-ONE_STATISTIC = {
+OF_A_VECTOR = {
     "batch": lambda x, v: jn.batch_norm(x, STATS, None, v, training=True)[0],
     "evaluation": lambda x, v: jn.batch_norm(x, STATS, None, v, training=False)[0],
     "layer": lambda x, v: jn.layer_norm(x, None, v),
@@ -169,12 +169,12 @@ ONE_STATISTIC = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_STATISTIC)
+@pytest.mark.parametrize("name", OF_A_VECTOR)
 def test_gradients_where_only_the_bias_differs_between_devices(name):
     """The tangent of the output has the type of the output, not that of x."""
     mesh = make_mesh(AUTO, SHAPE)
     values = jnp.asarray(RNG.normal(size=(4, CHANNELS)), jnp.float32)
-    f = ONE_STATISTIC[name]
+    f = OF_A_VECTOR[name]
     spread = jax.shard_map(
         lambda x, v: f(x, v[0])[None],
         mesh=mesh,
@@ -186,10 +186,10 @@ def test_gradients_where_only_the_bias_differs_between_devices(name):
     chex.assert_trees_all_close(got, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ONE_STATISTIC)
+@pytest.mark.parametrize("name", OF_A_VECTOR)
 def test_gradients_where_only_the_bias_is_sharded(name):
     mesh = make_mesh(EXPLICIT, SHAPE)
-    f = ONE_STATISTIC[name]
+    f = OF_A_VECTOR[name]
     bias = RNG.normal(size=CHANNELS).astype(np.float32)
 
     def loss(x, bias):

@@ -1,6 +1,5 @@
 """The norms without running statistics: their axes, and normalization over these."""
 
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -95,11 +94,8 @@ def count_groups(
         )
     if num_groups is not None:
         return axes.check_groups(channels, num_groups, caller=label)
-    try:
-        size = operator.index(group_size)  # type: ignore[arg-type]  # one was given
-    except TypeError:
-        size = 0
-    if size < 1 or channels % size:
+    size = axes.whole_number(group_size)
+    if not size or channels % size:
         raise ValueError(
             f"{label}: group_size must be a whole number that divides the channels. "
             f"Received group_size={group_size} for {channels} channels; choose a "

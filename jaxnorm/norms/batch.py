@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options, sharding
@@ -136,8 +135,4 @@ def batch_norm(
 
     if isinstance(training, bool):
         return train(operands, stats) if training else evaluate(operands, stats)
-    # Where the flag differs between devices they must not communicate in a branch; the
-    # transpose would, of what is alike on all of them.
-    operands, stats = sharding.vary((operands, stats), training)
-    branches = sharding.vary_alike((train, evaluate), operands, stats)
-    return lax.cond(training, *branches, operands, stats)
+    return sharding.cond(training, train, evaluate, operands, stats)
