@@ -49,7 +49,7 @@ def merge(parts: ShiftedMoments) -> ShiftedMoments:
     # The shift of the largest part lies near the mean of all; relative to it, all
     # digits of the differences survive. Choosing rounds nothing.
     places = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
-    largest = present & (places == jnp.argmax(counts, 0, keepdims=True))
+    largest = present & (places == lax.argmax(counts, 0, jnp.int32)[None])
     shift = add(jnp.where(largest, parts.shift, 0))
     offset = jnp.where(present, (parts.shift - shift) + parts.mean, 0)
     mean = add(offset * share)

@@ -118,8 +118,9 @@ def spectral_norm(
       TypeError: if `kernel` is not floating-point, `stats` is not a SpectralStats,
         `dtype` cannot hold the output, `training` is not a bool, or `eps` is not a
         number.
-      ValueError: if `kernel` has rank below 2, `stats.u` has another size than
-        `feature_axis`, `n_steps` is below 1, or `eps` is not positive.
+      ValueError: if `kernel` is empty or has rank below 2, `stats.u` has another size
+        than `feature_axis`, `stats.sigma` is no scalar, `n_steps` is below 1, or `eps`
+        is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -228,6 +229,11 @@ def _check_spectral(
             f"{caller}: kernel must have rank 2 or more. Received shape {kernel.shape};"
             " biases and scales have no singular values to divide by."
         )
+    if not kernel.size:
+        raise ValueError(
+            f"{caller}: kernel must have elements. Received shape {kernel.shape}; "
+            "leave out a layer without inputs or outputs."
+        )
     start = f"init_spectral_stats(key, {kernel.shape[axis]})"
     if not isinstance(stats, SpectralStats):
         raise TypeError(
@@ -246,5 +252,10 @@ def _check_spectral(
             f"{caller}: stats.u must have one value per feature. Received stats.u with "
             f"shape {stats.u.shape} for a kernel of shape {kernel.shape} with features "
             f"along axis {axis}; use {start}."
+        )
+    if stats.sigma.shape:
+        raise ValueError(
+            f"{caller}: stats.sigma must be a scalar. Received stats.sigma with shape "
+            f"{stats.sigma.shape}; use {start}, or jax.vmap over stacked kernels."
         )
     return stats

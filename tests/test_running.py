@@ -240,6 +240,15 @@ def test_merge_promotes_no_ranks(weight, method):
     chex.assert_trees_all_equal(merged, stats)
 
 
+@pytest.mark.parametrize("method", ["total_variance", "average"])
+def test_merge_promotes_no_dtypes(method):
+    """Under x64 an index of JAX is int64 where it is not told otherwise."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        stats = jn.NormStats(jnp.full(3, 2.0), jnp.full(3, 3.0), jnp.ones(()))
+        merged = jn.merge_stats([stats] * 2, method=method)
+    chex.assert_trees_all_equal(merged, stats)
+
+
 def test_merge_by_average_leaves_out_the_spread_of_the_means():
     replicas = [run(jn.init_stats(3), batch[None]) for batch in BATCHES]
     merged = jn.merge_stats(replicas, method="average")

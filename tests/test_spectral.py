@@ -216,6 +216,18 @@ def test_statistics_may_be_python_numbers_and_steps_any_integer():
             "stats.u must be an array. Received NoneType",
         ),
         (
+            lambda: spectral_norm(
+                KERNEL, STATS._replace(sigma=jnp.ones(3)), training=True
+            ),
+            ValueError,
+            r"stats.sigma must be a scalar. Received stats.sigma with shape \(3,\); use",
+        ),
+        (
+            lambda: spectral_norm(jnp.ones((0, 6)), STATS, training=True),
+            ValueError,
+            r"kernel must have elements. Received shape \(0, 6\); leave out a layer",
+        ),
+        (
             lambda: spectral_norm(KERNEL, STATS, training=None),
             TypeError,
             "training must be True, False",
