@@ -44,8 +44,10 @@ class Config:
     """One or two shapes an operation, no jvp, fewer samples: two minutes."""
     costs_only: bool = False
     """Take no time; only what is deterministic."""
-    rounds: int | None = None
-    """Samples of each program; 15, or 5 where quick."""
+    processes: int | None = None
+    """Processes, whose samples are pooled; 3, or 1 where quick."""
+    rounds: int = 5
+    """Samples of each program in each process."""
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
     out: Path | None = None
@@ -53,7 +55,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
-        require_positive(rounds=self.rounds, sample_ms=self.sample_ms)
+        require_positive(processes=self.processes, rounds=self.rounds)
+        require_positive(sample_ms=self.sample_ms)
         self.chosen_providers()
         if not self.cases():
             raise ValueError(
@@ -74,6 +77,10 @@ class Config:
         default = tuple(mode for mode in MODES if not self.quick or mode != "jvp")
         return self.modes or default
 
+    def chosen_processes(self) -> int:
+        """Return the number of processes."""
+        return self.processes or (1 if self.quick else 3)
+
     def chosen_providers(self) -> list[Provider]:
         """Return jaxnorm and the chosen peers; a peer that is named must be there."""
         names = (SUBJECT, *self.providers) if self.providers else ()
@@ -89,16 +96,15 @@ class Config:
 
 def measure(config: Config) -> tuple[list[Any], dict[str, Any]]:
     """Measure what was chosen; return the rows and the environment."""
-    from benchmarks.runner import Timing, run
+    from benchmarks.runner import Plan, Timing, run
 
     timing = Timing(
-        rounds=0 if config.costs_only else config.rounds or (5 if config.quick else 15),
+        rounds=0 if config.costs_only else config.rounds,
         sample_seconds=(config.sample_ms or (4 if config.quick else 20)) / 1e3,
     )
-    with settings.compiled_anew():
-        rows = run(
-            config.cases(), config.chosen_modes(), config.chosen_providers(), timing
-        )
+    names = [provider.name for provider in config.chosen_providers()]
+    plan = Plan(config.cases(), config.chosen_modes(), names, timing)
+    rows = run(plan, 1 if config.costs_only else config.chosen_processes())
     return rows, {**settings.describe_environment(), "timing": timing._asdict()}
 
 

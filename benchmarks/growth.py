@@ -96,14 +96,14 @@ def check_peer(config: Config) -> None:
 
 def measure_growth(config: Config) -> list[dict[str, Any]]:
     """Return one record a case and provider, nanoseconds per element in it."""
-    from benchmarks.runner import Timing, run_here
+    from benchmarks.runner import Plan, Timing, run_here
 
-    providers = [PROVIDERS[SUBJECT], PROVIDERS[config.peer]]
+    names = SUBJECT, config.peer
     timing = Timing(config.rounds, config.sample_ms / 1e3)
     records = []
     for op in config.ops:
         for axis, cases in growing_cases(config, op).items():
-            for row in run_here(cases, [config.mode], providers, timing):
+            for row in run_here(Plan(cases, [config.mode], names, timing)):
                 records.append(
                     {
                         "op": op,

@@ -129,7 +129,12 @@ def place(case: Case, inputs: Inputs, *, channels_first: bool = False) -> list[A
 
 
 def compile_case(
-    provider: Provider, case: Case, mode: Mode, inputs: Inputs
+    provider: Provider,
+    case: Case,
+    mode: Mode,
+    inputs: Inputs,
+    *,
+    with_costs: bool = True,
 ) -> Program | None:
     """Compile a provider's program of a case, None where it has no such operation."""
     if not provider.is_jax:
@@ -148,6 +153,9 @@ def compile_case(
     start = time.perf_counter()
     compiled = jax.jit(in_mode(function, mode)).lower(*arrays).compile()
     seconds = time.perf_counter() - start
+    costs = None
+    if with_costs:
+        costs = measure_costs(case, mode, function, compiled, arrays)
 
     return Program(
         lambda *arrays: jax.block_until_ready(compiled(*arrays)),
@@ -155,7 +163,7 @@ def compile_case(
         arrays,
         partial(_name_results, provider, case, mode),
         compile_seconds=seconds,
-        costs=measure_costs(case, mode, function, compiled, arrays),
+        costs=costs,
     )
 
 

@@ -2,10 +2,11 @@
 
 import multiprocessing
 import random
+import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from benchmarks import settings
 from benchmarks.costs import Costs
 from benchmarks.programs import Program, compile_case, copy_program, make_inputs
-from benchmarks.providers import SUBJECT, Provider
+from benchmarks.providers import PROVIDERS, SUBJECT, Provider
 from benchmarks.shapes import OPS, SYNC_DEVICES, Case, Mode
 from benchmarks.timing import Summary, Timing, summarize, time_in_turns
 
@@ -31,11 +32,9 @@ class Row:
       mode: forward, vjp or jvp.
       provider: whose program it is.
       device: kind of the device, and how many.
-      seconds: of a call; None where no time was taken.
-      ratio: this provider's time over jaxnorm's, sample by sample: above 1 where
-        jaxnorm is faster.
-      bandwidth: minimal bytes over the median time, bytes a second.
-      copy_bandwidth: that of a plain pass over the input, measured in the same turns.
+      samples: seconds of a call; none where no time was taken.
+      subject_samples: those of jaxnorm, each taken beside one of `samples`.
+      copy_samples: those of a plain pass over the input, in the same turns.
       compile_seconds: time to trace, lower and compile.
       costs: what the compiler says of the program.
     """
@@ -44,71 +43,121 @@ class Row:
     mode: Mode
     provider: str
     device: str
-    seconds: Summary | None = None
-    ratio: Summary | None = None
-    bandwidth: float | None = None
-    copy_bandwidth: float | None = None
+    samples: tuple[float, ...] = ()
+    subject_samples: tuple[float, ...] = ()
+    copy_samples: tuple[float, ...] = ()
     compile_seconds: float | None = None
     costs: Costs | None = None
 
+    @property
+    def seconds(self) -> Summary | None:
+        """Seconds of a call."""
+        return _summarize(self.samples)
 
-def run(
-    cases: Sequence[Case],
-    modes: Sequence[Mode],
-    providers: Sequence[Provider],
-    timing: Timing,
-) -> list[Row]:
-    """Measure every provider on every case in every mode.
+    @property
+    def ratio(self) -> Summary | None:
+        """This provider's time over jaxnorm's, above 1 where jaxnorm is faster."""
+        pairs = zip(self.samples, self.subject_samples, strict=False)
+        return _summarize([sample / subject for sample, subject in pairs])
 
-    Cases that need several devices run in a process of their own, on simulated CPU
+    @property
+    def bandwidth(self) -> float | None:
+        """Minimal bytes over the median time, bytes a second."""
+        return _per_second(self.case.minimal_bytes(self.mode), self.seconds)
+
+    @property
+    def copy_bandwidth(self) -> float | None:
+        """That of the plain pass."""
+        moved = 2 * self.case.size * self.case.itemsize
+        return _per_second(moved, _summarize(self.copy_samples))
+
+
+class Plan(NamedTuple):
+    """What is to be measured, as another process can be told it."""
+
+    cases: Sequence[Case]
+    modes: Sequence[Mode]
+    providers: Sequence[str]
+    timing: Timing
+
+
+def run(plan: Plan, processes: int = 1) -> list[Row]:
+    """Measure every provider on every case in every mode, in one process or several.
+
+    Which of two equal programs is faster can change from process to process, so
+    samples of several are pooled. The first is this one, and compiles for all.
+
+    Cases that need several devices run in processes of their own, on simulated CPU
     devices, where this one has too few: more devices would change how the other cases
     use the cores.
     """
     apart = [
-        case for case in cases if case.axis_name and jax.device_count() < SYNC_DEVICES
+        case
+        for case in plan.cases
+        if case.axis_name and jax.device_count() < SYNC_DEVICES
     ]
-    here = [case for case in cases if case not in apart]
-    rows = run_here(here, modes, providers, timing)
-    if apart:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            1, mp_context=context, initializer=_simulate_devices
-        ) as pool:
-            names = [provider.name for provider in providers]
-            task = partial(_run_by_name, apart, modes, names, timing)
-            rows += pool.submit(task).result()
+    here = [case for case in plan.cases if case not in apart]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as cache:
+        for cases, devices in ((here, None), (apart, SYNC_DEVICES)):
+            part = plan._replace(cases=cases)
+            each = [
+                run_here(part, cache, index)
+                if devices is None and index == 0
+                else _run_elsewhere(part, cache, index, devices)
+                for index in range(processes if cases else 0)
+            ]
+            rows += pool_rows(each)
     order = list(OPS)
     return sorted(rows, key=lambda row: order.index(row.case.op))
 
 
-def run_here(
-    cases: Sequence[Case],
-    modes: Sequence[Mode],
-    providers: Sequence[Provider],
-    timing: Timing,
-) -> list[Row]:
-    """Measure in this process."""
+def run_here(plan: Plan, cache: str | None = None, index: int = 0) -> list[Row]:
+    """Measure in this process, which is number `index` of those that share a cache."""
     rows: list[Row] = []
-    steps = [(case, mode) for case in cases for mode in modes]
-    for case, mode in (bar := tqdm(steps, unit="row", disable=None)):
-        bar.set_postfix_str(f"{case.op} {case.shape} {case.dtype} {mode}")
-        rows += measure(case, mode, providers, timing)
+    providers = [PROVIDERS[name] for name in plan.providers]
+    steps = [(case, mode) for case in plan.cases for mode in plan.modes]
+    with settings.compiled_once(cache):
+        for case, mode in (bar := tqdm(steps, unit="row", disable=None)):
+            bar.set_postfix_str(f"{case.op} {case.shape} {case.dtype} {mode}")
+            rows += measure(case, mode, providers, plan.timing, index)
     return rows
 
 
+def pool_rows(each: Sequence[Sequence[Row]]) -> list[Row]:
+    """Put together what several processes measured of the same; the first knows all."""
+
+    def pool(first: Row, *others: Row) -> Row:
+        for row in others:
+            first = replace(
+                first,
+                samples=first.samples + row.samples,
+                subject_samples=first.subject_samples + row.subject_samples,
+                copy_samples=first.copy_samples + row.copy_samples,
+            )
+        return first
+
+    return [pool(*rows) for rows in zip(*each, strict=True)]
+
+
 def measure(
-    case: Case, mode: Mode, providers: Sequence[Provider], timing: Timing
+    case: Case,
+    mode: Mode,
+    providers: Sequence[Provider],
+    timing: Timing,
+    process: int = 0,
 ) -> list[Row]:
     """Measure all providers on one case in one mode, in turns.
 
     Where arrays lie in memory makes one of two equal programs faster, by 10% and more.
-    So they are compiled in an order that differs from row to row, and their inputs are
-    put elsewhere before every round.
+    So they are compiled in an order that differs from row to row and from process to
+    process, and their inputs are put elsewhere before every round.
     """
     inputs = make_inputs(case, mode)
-    chance = random.Random(f"{case} {mode}")  # the same in every run
+    chance = random.Random(f"{case} {mode} {process}")  # the same in every run
+    first = process == 0
     compiled = {
-        provider.name: compile_case(provider, case, mode, inputs)
+        provider.name: compile_case(provider, case, mode, inputs, with_costs=first)
         for provider in chance.sample(providers, len(providers))
     }
     programs: dict[str, Program] = {
@@ -125,23 +174,27 @@ def measure(
         timing,
         before_round=lambda: move_inputs(timed.values(), chance),
     )
-    copied = 2 * case.size * case.itemsize / summarize(samples[copy]).median
-    rows = []
-    for name, program in programs.items():
-        seconds = summarize(samples[name])
-        rows.append(
-            _row(
-                case,
-                mode,
-                name,
-                program,
-                seconds=seconds,
-                ratio=_ratio(samples[name], samples.get(SUBJECT)),
-                bandwidth=case.minimal_bytes(mode) / seconds.median,
-                copy_bandwidth=copied,
-            )
+    measured = {name: tuple(values) for name, values in samples.items()}
+    return [
+        _row(
+            case,
+            mode,
+            name,
+            program,
+            samples=measured[name],
+            subject_samples=measured.get(SUBJECT, ()),
+            copy_samples=measured[copy],
         )
-    return rows
+        for name, program in programs.items()
+    ]
+
+
+def _summarize(samples: Sequence[float]) -> Summary | None:
+    return summarize(samples) if samples else None
+
+
+def _per_second(moved: int, seconds: Summary | None) -> float | None:
+    return None if seconds is None else moved / seconds.median
 
 
 def _row(case: Case, mode: Mode, name: str, program: Program, **measured) -> Row:
@@ -166,21 +219,16 @@ def move_inputs(programs: Iterable[Program], chance: random.Random) -> None:
         program.run()
 
 
-def _ratio(samples: Sequence[float], subject: Sequence[float] | None) -> Summary | None:
-    if subject is None:
-        return None
-    return summarize([a / b for a, b in zip(samples, subject, strict=True)])
+def _run_elsewhere(
+    plan: Plan, cache: str, index: int, devices: int | None
+) -> list[Row]:
+    """Measure in a new process, on so many simulated devices if a number is given."""
+    context = multiprocessing.get_context("spawn")
+    start = None if devices is None else _simulate_devices
+    with ProcessPoolExecutor(1, mp_context=context, initializer=start) as pool:
+        return pool.submit(run_here, plan, cache, index).result()
 
 
 def _simulate_devices() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", SYNC_DEVICES)
-
-
-def _run_by_name(
-    cases: Sequence[Case], modes: Sequence[Mode], names: Sequence[str], timing: Timing
-) -> list[Row]:
-    from benchmarks.providers import PROVIDERS
-
-    with settings.compiled_anew():
-        return run_here(cases, modes, [PROVIDERS[name] for name in names], timing)

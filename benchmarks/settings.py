@@ -46,16 +46,34 @@ def restart_with_settings(module: str, arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def compiled_anew() -> Iterator[None]:
-    """Compile without JAX's cache, which would make the time to compile look short."""
+def compiled_once(folder: str | None = None) -> Iterator[None]:
+    """Compile anew, whatever JAX's cache holds: the time to compile would look short.
+
+    What is compiled goes to `folder`, if there is one, and what is there is taken.
+    """
     import jax
 
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
+    wanted = {
+        "jax_enable_compilation_cache": folder is not None,
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    _configure(wanted)
     try:
         yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        _configure(before)
+
+
+def _configure(values: dict[str, Any]) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX would go on with the folder of before
 
 
 def count_cores() -> int:

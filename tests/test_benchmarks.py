@@ -26,7 +26,7 @@ from benchmarks.costs import Costs, list_collectives, residual_bytes
 from benchmarks.figure import plot_ratios
 from benchmarks.programs import compile_case, make_inputs, place
 from benchmarks.providers import PROVIDERS, SUBJECT
-from benchmarks.runner import run
+from benchmarks.runner import Plan, Row
 from benchmarks.shapes import Case
 from benchmarks.timing import Timing
 from examples.common import report
@@ -243,7 +243,7 @@ def test_summary():
 def test_runner_writes_json_and_figure(tmp_path, capsys):
     cases = [small_case("batch_norm"), small_case("sync_batch_norm", "bfloat16")]
     modes = ("forward", "vjp")
-    rows = run(cases, modes, providers("jaxnorm", "linen"), BRIEF)
+    rows = runner.run(Plan(cases, modes, ("jaxnorm", "linen"), BRIEF))
     assert len(rows) == len(cases) * len(modes) * 2
     config = cli.Config(out=tmp_path)
     cli.report_rows(rows, settings.describe_environment(), config)
@@ -281,20 +281,18 @@ def test_runner_writes_json_and_figure(tmp_path, capsys):
 
 def test_tables_fit_in_80_columns(capsys):
     names = tuple(PROVIDERS)
-    summary = timing.summarize([88.88])._replace(mad=0.888)
     counts = Costs(188.8, 18.88, 188 * 2**20, 18)
     rows = [
-        results.Row(
+        Row(
             Case(op, (32, 56, 56, 64), "bfloat16"),
             mode,
             name,
             "cpu",
-            summary,
-            timing.summarize([88.88]),
-            188.8e9,
-            188.8e9,
-            18.88,
-            counts,
+            samples=(0.01111, 0.01111, 0.00888),
+            subject_samples=(0.000125,),
+            copy_samples=(0.0001,),
+            compile_seconds=18.88,
+            costs=counts,
         )
         for op in shapes.OPS
         for mode in shapes.MODES
@@ -317,14 +315,10 @@ def test_a_quick_run_leaves_the_results_of_a_long_one_alone(tmp_path):
 
 def test_the_figure_tells_a_ratio_of_1_from_none():
     rows = [
-        results.Row(
-            small_case("layer_norm"), "vjp", name, "cpu", ratio=timing.summarize([1.0])
-        )
+        Row(small_case("layer_norm"), "vjp", name, "cpu", (1.0,), (1.0,))
         for name in ("jaxnorm", "linen")
     ]
-    more = results.Row(
-        small_case("rms_norm"), "vjp", "nnx", "cpu", ratio=timing.summarize([2.0])
-    )
+    more = Row(small_case("rms_norm"), "vjp", "nnx", "cpu", (2.0,), (1.0,))
     (axes, *_) = plot_ratios([*rows, more], "title").axes
     dots = [found.get_offsets()[:, 1].tolist() for found in axes.collections]
     assert dots == [[1.0], [2.0]]
@@ -345,30 +339,31 @@ def test_bandwidth_is_that_of_the_bytes_that_have_to_be_moved(monkeypatch):
 def test_the_first_to_be_compiled_differs_from_row_to_row(monkeypatch):
     compiled = []
 
-    def compile_case(provider, case, mode, inputs):
+    def compile_case(provider, *args, **options):
         compiled.append(provider.name)
-        return programs.compile_case(provider, case, mode, inputs)
+        return programs.compile_case(provider, *args, **options)
 
     monkeypatch.setattr(runner, "compile_case", compile_case)
     names = ("jaxnorm", "linen", "jax.nn")
     untimed = Timing(rounds=0)
 
-    def first(features):
+    def first(features, process=0):
         compiled.clear()
         case = Case("layer_norm", (8, features), "float32")
-        rows = runner.measure(case, "forward", providers(*names), untimed)
+        rows = runner.measure(case, "forward", providers(*names), untimed, process)
         assert tuple(row.provider for row in rows) == names
         return compiled[0]
 
     firsts = [first(features) for features in range(2, 12)]
     assert set(firsts) == set(names)
     assert firsts == [first(features) for features in range(2, 12)]
+    assert {first(2, process) for process in range(10)} == set(names)
 
 
 def test_ratio_is_above_one_where_jaxnorm_is_faster():
     case = small_case("layer_norm")
     rows = [
-        results.Row(case, "vjp", name, "cpu", ratio=timing.summarize([ratio]))
+        Row(case, "vjp", name, "cpu", (ratio,), (1.0,))
         for name, ratio in (("jaxnorm", 1.0), ("linen", 4.0), ("nnx", 0.5))
     ]
     (record,) = results.mean_records(rows)
@@ -378,13 +373,7 @@ def test_ratio_is_above_one_where_jaxnorm_is_faster():
 
 def test_the_fastest_peer_is_another_in_every_case():
     rows = [
-        results.Row(
-            Case("layer_norm", shape, "float32"),
-            "vjp",
-            name,
-            "cpu",
-            ratio=timing.summarize([ratio]),
-        )
+        Row(Case("layer_norm", shape, "float32"), "vjp", name, "cpu", (ratio,), (1.0,))
         for shape, linen in (((8, 16), 4.0), ((8, 32), 0.5))
         for name, ratio in (("jaxnorm", 1.0), ("linen", linen), ("torch", 0.1))
         + ((("nnx", 2.0),) if linen > 1 else ())
@@ -394,6 +383,28 @@ def test_the_fastest_peer_is_another_in_every_case():
     assert record["worst"] == {"ratio": 0.5, "provider": "linen", "shape": "8x32"}
     (cells,) = results.mean_table([record])
     assert cells["fastest"] == "1.00"
+
+
+def test_samples_of_several_processes_are_pooled(monkeypatch):
+    """Each finds what the first has compiled; what is deterministic is of the first."""
+    cases = [small_case("layer_norm")]
+    plan = Plan(cases, ("forward",), ("jaxnorm", "linen"), BRIEF)
+    found = []
+
+    def run_elsewhere(plan, cache, index, devices):
+        before = set(os.listdir(cache))
+        rows = runner.run_here(plan, cache, index)
+        found.append((index, devices, before, set(os.listdir(cache)) - before))
+        return rows
+
+    monkeypatch.setattr(runner, "_run_elsewhere", run_elsewhere)
+    for row in runner.run(plan, processes=3):
+        assert len(row.samples) == len(row.subject_samples) == 3 * BRIEF.rounds
+        assert row.costs is not None
+        expected = np.median(np.divide(row.samples, row.subject_samples))
+        assert row.ratio.median == pytest.approx(expected)
+    assert [(index, devices) for index, devices, *_ in found] == [(1, None), (2, None)]
+    assert all(before and not new for *_, before, new in found)
 
 
 def test_one_process_has_too_few_devices_for_sync(tmp_path):

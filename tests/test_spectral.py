@@ -220,7 +220,7 @@ def test_statistics_may_be_python_numbers_and_steps_any_integer():
                 KERNEL, STATS._replace(sigma=jnp.ones(3)), training=True
             ),
             ValueError,
-            r"stats.sigma must be a scalar. Received stats.sigma with shape \(3,\); use",
+            r"stats.sigma must be a scalar. Received stats.sigma with shape \(3,\)",
         ),
         (
             lambda: spectral_norm(jnp.ones((0, 6)), STATS, training=True),
