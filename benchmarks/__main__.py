@@ -45,7 +45,7 @@ class Config:
     costs_only: bool = False
     """Take no time; only what is deterministic."""
     processes: int | None = None
-    """Processes, whose samples are pooled; 3, or 1 where quick."""
+    """Processes, whose samples are pooled; 3, or 1 where quick or on an accelerator."""
     rounds: int = 5
     """Samples of each program in each process."""
     sample_ms: float | None = None

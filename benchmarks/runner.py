@@ -85,7 +85,8 @@ def run(plan: Plan, processes: int = 1) -> list[Row]:
     """Measure every provider on every case in every mode, in one process or several.
 
     Which of two equal programs is faster can change from process to process, so
-    samples of several are pooled. The first is this one, and compiles for all.
+    samples of several are pooled. The first is this one, and compiles for all. (An
+    accelerator belongs to one process: there it is the only one.)
 
     Cases that need several devices run in processes of their own, on simulated CPU
     devices, where this one has too few: more devices would change how the other cases
@@ -97,15 +98,16 @@ def run(plan: Plan, processes: int = 1) -> list[Row]:
         if case.axis_name and jax.device_count() < SYNC_DEVICES
     ]
     here = [case for case in plan.cases if case not in apart]
+    count = processes if jax.default_backend() == "cpu" else 1
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
-        for cases, devices in ((here, None), (apart, SYNC_DEVICES)):
+        for cases, simulate in ((here, False), (apart, True)):
             part = plan._replace(cases=cases)
             each = [
-                run_here(part, cache, index)
-                if devices is None and index == 0
-                else _run_elsewhere(part, cache, index, devices)
-                for index in range(processes if cases else 0)
+                _run_elsewhere(part, cache, index, simulate=simulate)
+                if simulate or index
+                else run_here(part, cache)
+                for index in range(count if cases else 0)
             ]
             rows += pool_rows(each)
     order = list(OPS)
@@ -219,12 +221,10 @@ def move_inputs(programs: Iterable[Program], chance: random.Random) -> None:
         program.run()
 
 
-def _run_elsewhere(
-    plan: Plan, cache: str, index: int, devices: int | None
-) -> list[Row]:
-    """Measure in a new process, on so many simulated devices if a number is given."""
+def _run_elsewhere(plan: Plan, cache: str, index: int, *, simulate: bool) -> list[Row]:
+    """Measure in a new process, on simulated devices or on those that are there."""
     context = multiprocessing.get_context("spawn")
-    start = None if devices is None else _simulate_devices
+    start = _simulate_devices if simulate else None
     with ProcessPoolExecutor(1, mp_context=context, initializer=start) as pool:
         return pool.submit(run_here, plan, cache, index).result()
 

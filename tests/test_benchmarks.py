@@ -391,10 +391,10 @@ def test_samples_of_several_processes_are_pooled(monkeypatch):
     plan = Plan(cases, ("forward",), ("jaxnorm", "linen"), BRIEF)
     found = []
 
-    def run_elsewhere(plan, cache, index, devices):
+    def run_elsewhere(plan, cache, index, simulate):
         before = set(os.listdir(cache))
         rows = runner.run_here(plan, cache, index)
-        found.append((index, devices, before, set(os.listdir(cache)) - before))
+        found.append((index, simulate, before, set(os.listdir(cache)) - before))
         return rows
 
     monkeypatch.setattr(runner, "_run_elsewhere", run_elsewhere)
@@ -403,7 +403,7 @@ def test_samples_of_several_processes_are_pooled(monkeypatch):
         assert row.costs is not None
         expected = np.median(np.divide(row.samples, row.subject_samples))
         assert row.ratio.median == pytest.approx(expected)
-    assert [(index, devices) for index, devices, *_ in found] == [(1, None), (2, None)]
+    assert [call[:2] for call in found] == [(1, False), (2, False)]
     assert all(before and not new for *_, before, new in found)
 
 
