@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import sums
+from jaxnorm import arguments, sums
 from jaxnorm.affine import (
     Operands,
     constant_within_sets,
@@ -90,6 +90,12 @@ def tangent(
     if activation is not None:
         gain, offset = gain_and_offset(moments, inverse, scale, bias)
     place = Place(x, moments.shift, moments.mean, weights, add, gain, offset)
+    outer_slope = None
+    if tangents.add is not None and not arguments.is_half(x):
+        # Backward, that of `add` is the output's times the slope, and is written to
+        # memory, where the sums can read it. (In half precision it would be float32.)
+        _, outer_slope = _deviations_and_slope(activation, place)
+        activation = None
     outer_scale = None if folded else scale
     _, slope = _deviations_and_slope(activation, place)
     t_y = jnp.zeros_like(x, dtype)
@@ -107,7 +113,8 @@ def tangent(
     if weights is not None:
         t_y = jnp.where(moments.count > 0, t_y, 0)
     t_add = tangents.add
-    return plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
+    t_y = plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
+    return times(t_y, outer_slope)
 
 
 def _coefficients(

@@ -2,10 +2,14 @@
 
 import math
 import re
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import jaxnorm as jn
+from benchmarks.costs import bytes_accessed
 from benchmarks.programs import compile_case, in_mode, make_inputs, place
 from benchmarks.providers import PROVIDERS
 from benchmarks.shapes import DTYPES, Case
@@ -66,6 +70,31 @@ def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
     flax = costs("batch_norm", dtype, provider="linen").bytes_per_element
     assert own <= most
     assert own <= 0.7 * flax
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1.05), ("bfloat16", 0.95)])
+def test_a_fused_branch_moves_no_more_than_a_separate_one(dtype, most):
+    """What it does not keep for the backward pass it computes anew."""
+    x = jnp.ones(SHAPES["batch_norm"], dtype)
+    stats, parameter = jn.init_stats(x.shape[-1]), jnp.ones(x.shape[-1])
+    norm = partial(jn.batch_norm, stats=stats, training=True)
+
+    def fused(x, add, scale, bias):
+        return norm(x, scale=scale, bias=bias, activation="relu", add=add)[0]
+
+    def separate(x, add, scale, bias):
+        return jax.nn.relu(norm(x, scale=scale, bias=bias)[0] + add)
+
+    def moved(f):
+        def forward_backward(ct, *args):
+            y, pull_back = jax.vjp(f, *args)
+            return y, pull_back(ct)
+
+        lowered = jax.jit(forward_backward).lower(x, x, x, parameter, parameter)
+        return bytes_accessed(lowered.compile())
+
+    assert moved(fused) <= most * moved(separate)
 
 
 @pytest.mark.usefixtures("one_device")
