@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxnorm.axes import sizes_in_words
 from jaxnorm.options import known
 
 Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
@@ -70,7 +71,7 @@ def expand_parameter(
     if array.ndim == x.ndim and _broadcasts(array.shape, x.shape):
         return array
     raise ValueError(
-        f"{caller}: {name} must have shape {sizes}, the sizes of axes {axes} of {of}, "
+        f"{caller}: {name} must have shape {sizes}, {sizes_in_words(axes)} of {of}, "
         f"or the rank of {of} and broadcast to it. Received {name} with shape "
         f"{array.shape} for {of} with shape {x.shape}; reshape {name}, or name other "
         "axes."
@@ -114,9 +115,18 @@ def widen(parameter: Parameter, x: jax.Array) -> Parameter:
 
 
 def expand_weights(
-    weights: ArrayLike | None, x: jax.Array, *, caller: str, name: str = "weights"
+    weights: ArrayLike | None,
+    x: jax.Array,
+    *,
+    kept: tuple[int, ...] = (),
+    caller: str,
+    name: str = "weights",
 ) -> jax.Array | None:
-    """Give weights the rank of `x` by NumPy's broadcasting rules."""
+    """Give weights the rank of `x` by NumPy's broadcasting rules.
+
+    Those that would then vary along `kept` axes alone, which have statistics of their
+    own, were meant for the first axes if they fit them.
+    """
     if weights is None:
         return None
     array = as_array(weights, caller=caller, name=name)
@@ -139,6 +149,16 @@ def expand_weights(
         raise ValueError(
             f"{caller}: {name} must broadcast to x. Received {name} with shape "
             f"{array.shape} for x with shape {x.shape}; {mend}."
+        )
+    first = array.ndim < x.ndim and array.shape == x.shape[: array.ndim]
+    varying = {axis for axis, n in enumerate(shape) if n != 1}
+    if first and varying and varying <= set(kept):
+        rows = array.shape + (1,) * (x.ndim - array.ndim)
+        raise ValueError(
+            f"{caller}: an array for {name} that has fewer axes than x goes with the "
+            f"last of them, and those are not reduced here. Received {name} with shape "
+            f"{array.shape} for x with shape {x.shape}; one for the first axes has "
+            f"shape {rows}, and one for the last {shape}."
         )
     if array.dtype == bool:
         return array.reshape(shape)

@@ -65,6 +65,12 @@ def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(ndim) if axis not in axes)
 
 
+def sizes_in_words(axes: tuple[int, ...]) -> str:
+    """Say what a shape of the sizes of `axes` is."""
+    one = len(axes) == 1
+    return f"the size of axis {axes[0]}" if one else f"the sizes of axes {axes}"
+
+
 def single(features: tuple[int, ...], *, caller: str) -> int:
     """Return the one feature axis."""
     if len(features) != 1:

@@ -12,10 +12,12 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, measuring, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
+from jaxnorm.exporting import serializable
 from jaxnorm.measuring import Reduction
 from jaxnorm.shifted import ShiftedMoments, reciprocal
 
 
+@serializable
 class Moments(NamedTuple):
     """Weighted moments of a set of values.
 
@@ -90,7 +92,8 @@ def compute_moments(
     axis = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
     axes.check_reduced(x, axis, axis_name, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
-    weights = arguments.expand_weights(weights, x, caller=caller)
+    kept = axes.complement(axis, x.ndim)
+    weights = arguments.expand_weights(weights, x, kept=kept, caller=caller)
     moments = _measure(x, weights, Reduction(axis, axis_name, groups))
     return collapse(moments, axis)
 

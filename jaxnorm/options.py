@@ -138,9 +138,11 @@ def check_activation(
 ) -> str | None:
     """Return the name of an activation that is known, and applies to `x`."""
     if activation is not None and activation not in list(ACTIVATIONS):
+        name = getattr(activation, "__name__", None)
+        mend = f"pass {name!r}" if name in ACTIVATIONS else "apply others to the output"
         raise ValueError(
             f"{caller}: activation must be None or one of {', '.join(ACTIVATIONS)}. "
-            f"Received activation={activation!r}; apply any other to the output."
+            f"Received activation={activation!r}; {mend}."
         )
     if activation is not None and jnp.iscomplexobj(x):
         raise TypeError(

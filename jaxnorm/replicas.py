@@ -129,7 +129,8 @@ def _stack(stats: Sequence[NormStats], *, caller: str) -> NormStats:
     if not is_sequence or not all(isinstance(each, NormStats) for each in stats):
         raise TypeError(
             f"{caller}: stats must be one NormStats, or a sequence of them. Received "
-            f"{type(stats).__name__}; make a list of NormStats."
+            f"{type(stats).__name__}; make a list of the replicas of one layer, and "
+            "map merge_stats over the layers of a model."
         )
     if not stats:
         raise ValueError(
@@ -166,7 +167,7 @@ def check_replicas(
 
     Raises:
       ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
-        says so, or it is traced.
+        says so, all are spread over devices without any copies, or one is traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -182,9 +183,10 @@ def check_replicas(
             "check_replicas: arrays must hold values, to be compared. Received some "
             "that are traced; call it outside of jit and other transformations."
         )
-    found = []
+    found, compared = [], False
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         for first, other, names in _pairs(leaf, stacked):
+            compared = True
             close = np.isclose(first, other, rtol, atol, equal_nan=True)
             if not np.all(close):
                 difference = np.max(np.abs(first[~close] - other[~close]))
@@ -193,6 +195,12 @@ def check_replicas(
                     f"{where} where {names[1]} differs from {names[0]} by "
                     f"{difference:.3g}"
                 )
+    if not compared and not stacked and _is_spread(tree):
+        raise ValueError(
+            "check_replicas: there must be copies that can be compared. Received "
+            "arrays that are spread over devices, every part on one alone; what pmap "
+            "returns takes stacked=True."
+        )
     if found:
         named, more = found[:MOST_NAMED], len(found) - MOST_NAMED
         if more > 0:
@@ -202,6 +210,12 @@ def check_replicas(
             f"Received {', '.join(named)}; pool with axis_name, or merge them with "
             "jaxnorm.merge_stats."
         )
+
+
+def _is_spread(tree: Any) -> bool:
+    """Whether several devices of this process hold parts of an array."""
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return any(len(array.addressable_shards) > 1 for array in arrays)
 
 
 def _pairs(

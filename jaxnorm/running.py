@@ -131,11 +131,12 @@ def _check_update(
     stats = check_stats(stats, caller=caller)
     check_precision(stats, caller=caller)
     whole = check_moments(moments, caller=caller)
-    for name, given, leaf in zip(Moments._fields, moments, whole, strict=True):
-        if not arguments.fits(leaf.shape, stats.mean.shape):
+    for name in ("mean", "m2", "count"):
+        shape = getattr(whole, name).shape
+        if not arguments.fits(shape, stats.mean.shape):
             raise ValueError(
                 f"{caller}: moments must have the shape of the statistics. Received "
-                f"moments.{name} with shape {jnp.shape(given)} for stats with shape "
+                f"moments.{name} with shape {shape} for stats with shape "
                 f"{stats.mean.shape}; reduce every axis but the features."
             )
     if jnp.iscomplexobj(whole.mean) and not jnp.iscomplexobj(stats.mean):

@@ -16,9 +16,11 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options, sharding
+from jaxnorm.exporting import serializable
 from jaxnorm.shifted import square
 
 
+@serializable
 class SpectralStats(NamedTuple):
     """What spectral norm carries from step to step.
 

@@ -16,10 +16,12 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, options
+from jaxnorm import arguments, axes, options
+from jaxnorm.exporting import serializable
 from jaxnorm.moments import Moments
 
 
+@serializable
 class NormStats(NamedTuple):
     """Running statistics of a normalization.
 
@@ -115,11 +117,9 @@ def check_features(
     sizes = tuple(x.shape[axis] for axis in features)
     if stats.mean.shape != sizes:
         raise ValueError(
-            f"{caller}: stats must have shape {sizes}, the sizes of feature axes "
-            f"{features} of x. Received stats with shape {stats.mean.shape} for x with "
-            f"shape {x.shape}; use "
-            f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes}), or another "
-            "feature_axis."
+            f"{caller}: stats must have shape {sizes}, {axes.sizes_in_words(features)} "
+            f"of x. Received stats with shape {stats.mean.shape} for x with shape "
+            f"{x.shape}; {_mend_of_features(stats, x, sizes)}."
         )
     if jnp.iscomplexobj(x) and not jnp.iscomplexobj(stats.mean):
         raise TypeError(
@@ -134,6 +134,15 @@ def check_features(
             "convert x to a complex dtype."
         )
     return stats
+
+
+def _mend_of_features(stats: NormStats, x: jax.Array, sizes: tuple[int, ...]) -> str:
+    """Say what the statistics would fit: an axis, if there is one, or how to start."""
+    fitting = [a for a, n in enumerate(x.shape) if stats.mean.shape == (n,)]
+    start = f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes})"
+    if len(fitting) == 1:
+        return f"pass feature_axis={fitting[0]}, or start with {start}"
+    return f"use {start}, or another feature_axis"
 
 
 def check_precision(stats: NormStats, *, caller: str) -> None:
@@ -152,10 +161,11 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
     if not isinstance(stats, NormStats):
         mend = "start with jaxnorm.init_stats(num_features)"
         if isinstance(stats, Moments):
-            mend = "stats come first, then moments"
+            mend = "update_stats(stats, moments) moves one by moments"
         elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
             stars = "**" if isinstance(stats, dict) else "*"
-            mend = f"jaxnorm.NormStats({stars}stats) makes one of its parts"
+            more = ", weight=1.0" if len(stats) == 2 else ""
+            mend = f"jaxnorm.NormStats({stars}stats{more}) puts its parts together"
         raise TypeError(
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "
             f"{mend}."

@@ -9,6 +9,7 @@ import jaxnorm as jn
 from jaxnorm import axes
 
 X = jnp.ones((4, 6))
+SQUARE = jnp.ones((6, 6))
 STATS = jn.init_stats(6)
 
 
@@ -50,9 +51,23 @@ ERRORS = {
     "stats of another size": (
         lambda: batch_norm(stats=jn.init_stats(5)),
         ValueError,
-        "batch_norm: stats must have shape (6,), the sizes of feature axes (1,) of x. "
-        "Received stats with shape (5,) for x with shape (4, 6); use "
-        "jaxnorm.init_stats(6), or another feature_axis.",
+        "batch_norm: stats must have shape (6,), the size of axis 1 of x. Received "
+        "stats with shape (5,) for x with shape (4, 6); use jaxnorm.init_stats(6), or "
+        "another feature_axis.",
+    ),
+    "stats of another axis": (
+        lambda: batch_norm(jnp.ones((2, 3, 4, 5)), jn.init_stats(3)),
+        ValueError,
+        "batch_norm: stats must have shape (5,), the size of axis 3 of x. Received "
+        "stats with shape (3,) for x with shape (2, 3, 4, 5); pass feature_axis=1, or "
+        "start with jaxnorm.init_stats(5).",
+    ),
+    "stats of two axes": (
+        lambda: batch_norm(jnp.ones((2, 3, 4)), jn.init_stats(3), feature_axis=(1, 2)),
+        ValueError,
+        "batch_norm: stats must have shape (3, 4), the sizes of axes (1, 2) of x. "
+        "Received stats with shape (3,) for x with shape (2, 3, 4); pass "
+        "feature_axis=1, or start with jaxnorm.init_stats((3, 4)).",
     ),
     "no stats": (
         lambda: batch_norm(stats=None),
@@ -69,14 +84,14 @@ ERRORS = {
     "scale of another size": (
         lambda: batch_norm(X, STATS, jnp.ones(4)),
         ValueError,
-        "batch_norm: scale must have shape (6,), the sizes of axes (1,) of x, or the "
+        "batch_norm: scale must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received scale with shape (4,) for x with "
         "shape (4, 6); reshape scale, or name other axes.",
     ),
     "bias of another size": (
         lambda: jn.instance_norm(jnp.ones((2, 3, 4)), None, jnp.ones(3)),
         ValueError,
-        "instance_norm: bias must have shape (4,), the sizes of axes (2,) of x, or the "
+        "instance_norm: bias must have shape (4,), the size of axis 2 of x, or the "
         "rank of x and broadcast to it. Received bias with shape (3,) for x with shape "
         "(2, 3, 4); reshape bias, or name other axes.",
     ),
@@ -95,7 +110,7 @@ ERRORS = {
     "mean of another size": (
         lambda: jn.normalize(X, jnp.ones(5), jnp.ones(6)),
         ValueError,
-        "normalize: mean must have shape (6,), the sizes of axes (1,) of x, or the "
+        "normalize: mean must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received mean with shape (5,) for x with shape "
         "(4, 6); reshape mean, or name other axes.",
     ),
@@ -115,13 +130,19 @@ ERRORS = {
         lambda: batch_norm(stats=STATS._asdict()),
         TypeError,
         "batch_norm: stats must be a NormStats. Received dict; "
-        "jaxnorm.NormStats(**stats) makes one of its parts.",
+        "jaxnorm.NormStats(**stats) puts its parts together.",
+    ),
+    "a mean and a variance for statistics": (
+        lambda: batch_norm(stats=(jnp.zeros(6), jnp.ones(6))),
+        TypeError,
+        "batch_norm: stats must be a NormStats. Received tuple; "
+        "jaxnorm.NormStats(*stats, weight=1.0) puts its parts together.",
     ),
     "moments before statistics": (
         lambda: jn.update_stats(jn.compute_moments(X, 0), STATS),
         TypeError,
-        "update_stats: stats must be a NormStats. Received Moments; stats come first, "
-        "then moments.",
+        "update_stats: stats must be a NormStats. Received Moments; "
+        "update_stats(stats, moments) moves one by moments.",
     ),
     "a part of the statistics that is missing": (
         lambda: batch_norm(stats=STATS._replace(var=None)),
@@ -165,7 +186,31 @@ ERRORS = {
         lambda: jn.update_stats(list(STATS), None),
         TypeError,
         "update_stats: stats must be a NormStats. Received list; "
-        "jaxnorm.NormStats(*stats) makes one of its parts.",
+        "jaxnorm.NormStats(*stats) puts its parts together.",
+    ),
+    "weights of rows that are as many as the features": (
+        lambda: batch_norm(SQUARE, weights=jnp.array([1, 1, 0, 0, 0, 0], bool)),
+        ValueError,
+        "batch_norm: an array for weights that has fewer axes than x goes with the "
+        "last of them, and those are not reduced here. Received weights with shape "
+        "(6,) for x with shape (6, 6); one for the first axes has shape (6, 1), and "
+        "one for the last (1, 6).",
+    ),
+    "weights of rows for moments": (
+        lambda: jn.compute_moments(SQUARE, 0, weights=jnp.ones(6)),
+        ValueError,
+        "compute_moments: an array for weights that has fewer axes than x goes with "
+        "the last of them, and those are not reduced here. Received weights with shape "
+        "(6,) for x with shape (6, 6); one for the first axes has shape (6, 1), and "
+        "one for the last (1, 6).",
+    ),
+    "weights of images that are as many as the channels": (
+        lambda: jn.instance_norm(jnp.ones((6, 2, 2, 6)), weights=jnp.ones(6)),
+        ValueError,
+        "instance_norm: an array for weights that has fewer axes than x goes with the "
+        "last of them, and those are not reduced here. Received weights with shape "
+        "(6,) for x with shape (6, 2, 2, 6); one for the first axes has shape "
+        "(6, 1, 1, 1), and one for the last (1, 1, 1, 6).",
     ),
     "weights of higher rank": (
         lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),
@@ -403,7 +448,13 @@ ERRORS = {
         lambda: batch_norm(activation=["relu"]),
         ValueError,
         "batch_norm: activation must be None or one of relu, silu, gelu. Received "
-        "activation=['relu']; apply any other to the output.",
+        "activation=['relu']; apply others to the output.",
+    ),
+    "the function of an activation": (
+        lambda: jn.group_norm(X, num_groups=2, activation=jax.nn.gelu),
+        ValueError,
+        "group_norm: activation must be None or one of relu, silu, gelu. Received "
+        f"activation={jax.nn.gelu!r}; pass 'gelu'.",
     ),
     "a list of axis names": (
         lambda: batch_norm(axis_name=["data"]),
@@ -440,7 +491,8 @@ ERRORS = {
         lambda: jn.merge_stats(STATS for _ in range(2)),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "generator; make a list of NormStats.",
+        "generator; make a list of the replicas of one layer, and map merge_stats over "
+        "the layers of a model.",
     ),
     "copies of a bare array that differ": (
         lambda: jn.check_replicas(jnp.array([1.0, 2.0]), stacked=True),
@@ -552,6 +604,13 @@ ERRORS = {
         "moments.mean with shape (4,) for stats with shape (6,); reduce every axis but "
         "the features.",
     ),
+    "moments that keep too many axes": (
+        lambda: jn.update_stats(STATS, jn.compute_moments(jnp.ones((2, 3, 6)), 0)),
+        ValueError,
+        "update_stats: moments must have the shape of the statistics. Received "
+        "moments.mean with shape (3, 6) for stats with shape (6,); reduce every axis "
+        "but the features.",
+    ),
     "moments of sets that do not go together": (
         lambda: jn.merge_moments(jn.compute_moments(X, 0), jn.compute_moments(X, 1)),
         ValueError,
@@ -598,13 +657,15 @@ ERRORS = {
         lambda: jn.merge_stats({"a": STATS}),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "dict; make a list of NormStats.",
+        "dict; make a list of the replicas of one layer, and map merge_stats over "
+        "the layers of a model.",
     ),
     "replicas that are none": (
         lambda: jn.merge_stats("ab"),
         TypeError,
         "merge_stats: stats must be one NormStats, or a sequence of them. Received "
-        "str; make a list of NormStats.",
+        "str; make a list of the replicas of one layer, and map merge_stats over "
+        "the layers of a model.",
     ),
     "a replica that is a single number": (
         lambda: jn.check_replicas({"a": jnp.array(1.0)}, stacked=True),

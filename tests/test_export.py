@@ -9,6 +9,7 @@ from jax import export
 
 import jaxnorm as jn
 
+X = np.random.default_rng(0).normal(3, 2, (8, 6)).astype(np.float32)
 pytestmark = pytest.mark.usefixtures("way_to_sum")
 
 
@@ -42,6 +43,25 @@ def test_the_sizes_of_batch_and_space_may_be_symbols(name):
             jax.tree.leaves(exported.call(x)), jax.tree.leaves(norm(x)), strict=True
         ):
             np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("f", "state"),
+    [
+        (lambda stats: jn.batch_norm(X, stats, training=True), jn.init_stats(6)),
+        (lambda moments: jn.merge_moments(moments, moments), jn.compute_moments(X, 0)),
+        (
+            lambda stats: jn.spectral_norm(X, stats, training=True),
+            jn.init_spectral_stats(jax.random.key(0), 6),
+        ),
+    ],
+    ids=["NormStats", "Moments", "SpectralStats"],
+)
+def test_state_goes_to_a_file_and_back(f, state):
+    exported = export.export(jax.jit(f))(state)
+    again = export.deserialize(exported.serialize(vjp_order=1))
+    chex.assert_trees_all_equal(again.call(state), jax.jit(f)(state))
+    assert type(jax.tree.unflatten(again.in_tree, again.in_avals)[0][0]) is type(state)
 
 
 def test_groups_of_a_symbolic_number_of_channels():

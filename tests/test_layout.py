@@ -13,6 +13,7 @@ PACKAGE = Path(jaxnorm.__file__).parent
 
 # A module may import those above it in this list.
 ORDER = [
+    "exporting",
     "axes",
     "options",
     "arguments",

@@ -51,6 +51,14 @@ def run(module, x, variables=None, **kwargs):
             "BatchNorm at 'norm': use_running_average=True needs running statistics",
         ),
         (
+            ours.BatchNorm(**TRAINING),
+            sample((6, 6)),
+            {"mask": jnp.arange(6) < 4, **MUTABLE},
+            ValueError,
+            r"BatchNorm at 'norm': an array for mask that has fewer axes than x goes.*"
+            r"one for the first axes has shape \(6, 1\)",
+        ),
+        (
             ours.BatchNorm(**EVALUATING),
             sample((4, 5)),
             {},

@@ -133,9 +133,9 @@ def test_shards_of_features_with_whole_statistics(training):
     """A shard holds one feature of eight; the statistics hold all eight."""
     f = partial(batch, training=training, axis_name=AXIS)
     expected = (
-        "batch_norm: stats must have shape (1,), the sizes of feature axes (2,) of x. "
-        "Received stats with shape (8,) for x with shape (16, 3, 1); use "
-        "jaxnorm.init_stats(1), or another feature_axis."
+        "batch_norm: stats must have shape (1,), the size of axis 2 of x. Received "
+        "stats with shape (8,) for x with shape (16, 3, 1); use jaxnorm.init_stats(1), "
+        "or another feature_axis."
     )
     for mode in MAPPED:
         run = spread(mode, f, in_axes=(2,), out_axes=2)

@@ -209,6 +209,20 @@ def test_shards_of_one_array_are_no_replicas():
     assert str(error.value).count("differs from") == 4
 
 
+def test_a_check_that_compares_nothing_raises():
+    """As of what pmap returns, unless `stacked` says so."""
+    mesh = make_mesh(PMAP, {"data": 8})
+    sharding = jax.sharding.NamedSharding(mesh, P("data"))
+    stats = jax.device_put(replicas(), sharding)
+    with pytest.raises(ValueError, match="must be copies that can be compared"):
+        check_replicas(stats)
+    with pytest.raises(ValueError, match="replica 1 differs from replica 0"):
+        check_replicas(stats, stacked=True)
+    step = jax.device_put(3, jax.sharding.NamedSharding(mesh, P()))
+    check_replicas({"stats": stats, "step": step})
+    check_replicas({"stats": jn.init_stats(3), "step": 3})  # on one device
+
+
 def test_equal_nans_and_infinities_agree():
     bad = np.array([np.nan, np.inf, 1.0])
     jn.check_replicas({"mean": np.stack([bad, bad])}, stacked=True)

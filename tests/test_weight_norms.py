@@ -85,7 +85,7 @@ def test_half_precision_is_computed_in_float32(function):
         (
             lambda: weight_norm(KERNEL, np.ones(5)),
             ValueError,
-            r"scale must have shape \(6,\), the sizes of axes \(3,\) of kernel, or",
+            r"scale must have shape \(6,\), the size of axis 3 of kernel, or",
         ),
         (lambda: weight_norm(KERNEL, feature_axis=4), ValueError, "feature_axis must"),
         (lambda: weight_norm(KERNEL, eps=0), ValueError, "eps must be positive"),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, options
+from jaxnorm import arguments, axes, options
 from jaxnorm.flax_shared import inputs
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.stats import NormStats, init_stats
@@ -46,10 +46,11 @@ def check_stats(
     sizes = inputs.sizes_of(x, features)
     if stats.mean.shape != sizes or stats.var.shape != sizes:
         raise ValueError(
-            f"{label}: the running statistics must have shape {sizes}, the sizes of "
-            f"axes {features} of x. Received a mean with shape {stats.mean.shape} and "
-            f"a variance with shape {stats.var.shape} for x with shape {x.shape}; they "
-            "may be those of another layer, or of another model."
+            f"{label}: the running statistics must have shape {sizes}, "
+            f"{axes.sizes_in_words(features)} of x. Received a mean with shape "
+            f"{stats.mean.shape} and a variance with shape {stats.var.shape} for x "
+            f"with shape {x.shape}; they may be those of another layer, or of another "
+            "model."
         )
 
 
@@ -74,7 +75,7 @@ def normalize_batch(
     # Under the names they have here; the rest of what is checked has the core's.
     options.check_eps(module.epsilon, caller=label, name="epsilon")
     options.check_decay(decay_of(module), caller=label, name=_name_of_decay(module))
-    weights = inputs.weights_of(label, x, mask)
+    weights = inputs.weights_of(label, x, mask, kept=features)
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
         x = x[None]

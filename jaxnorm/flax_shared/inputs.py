@@ -52,9 +52,9 @@ def check_num_features(
     """Raise unless `x` has the features that an nnx module was built for."""
     if math.prod(sizes_of(x, features)) != num_features:
         raise ValueError(
-            f"{label}: num_features must be the size of axes {features} of x. Received "
-            f"x with shape {x.shape} for num_features={num_features}; build the module "
-            "for this input, or name other axes."
+            f"{label}: num_features must be {axes.sizes_in_words(features)} of x. "
+            f"Received x with shape {x.shape} for num_features={num_features}; build "
+            "the module for this input, or name other axes."
         )
 
 
@@ -81,14 +81,16 @@ def parameter(
     return arguments.expand_parameter(given, x, features, caller=label, name=name)
 
 
-def weights_of(label: str, x: jax.Array, mask: ArrayLike | None) -> jax.Array | None:
+def weights_of(
+    label: str, x: jax.Array, mask: ArrayLike | None, kept: tuple[int, ...] = ()
+) -> jax.Array | None:
     """Give a mask the rank of `x`: floats are weights, integers bools, as in Flax."""
     if mask is None:
         return None
     array = arguments.as_array(mask, caller=label, name="mask")
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(bool)
-    return arguments.expand_weights(array, x, caller=label, name="mask")
+    return arguments.expand_weights(array, x, kept=kept, caller=label, name="mask")
 
 
 def flag(label: str, name: str, value: Any) -> bool | jax.Array:

@@ -114,7 +114,15 @@ def batch_norm(
     )
     stats = check_features(stats, x, features, caller=caller)
     operands = check_operands(
-        x, features, scale, bias, weights=weights, eps=eps, add=add, caller=caller
+        x,
+        features,
+        scale,
+        bias,
+        weights=weights,
+        eps=eps,
+        add=add,
+        kept=features,
+        caller=caller,
     )
     output = Output(dtype, options.check_activation(activation, x, caller=caller))
     reduced = axes.complement(features, x.ndim)

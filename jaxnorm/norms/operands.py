@@ -16,12 +16,16 @@ def check_operands(
     weights: ArrayLike | None,
     eps: ArrayLike,
     add: ArrayLike | None = None,
+    kept: tuple[int, ...] = (),
     caller: str,
 ) -> Operands:
-    """Return the operands, all of the rank of `x`; scale and bias are of `features`."""
+    """Return the operands, all of the rank of `x`.
+
+    Scale and bias are of `features`; `kept` axes have statistics of their own.
+    """
     return Operands(
         x,
-        arguments.expand_weights(weights, x, caller=caller),
+        arguments.expand_weights(weights, x, kept=kept, caller=caller),
         arguments.expand_parameter(scale, x, features, caller=caller, name="scale"),
         arguments.expand_parameter(bias, x, features, caller=caller, name="bias"),
         options.check_eps(eps, caller=caller),

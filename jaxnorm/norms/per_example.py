@@ -264,8 +264,9 @@ def instance_norm(
     caller = "instance_norm"
     x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
+    kept = axes.complement(spatial, x.ndim)
     operands = check_operands(
-        x, features, scale, bias, weights=weights, eps=eps, caller=caller
+        x, features, scale, bias, weights=weights, eps=eps, kept=kept, caller=caller
     )
     return _normalize(operands, Reduction(spatial, axis_name), dtype, caller)
 
