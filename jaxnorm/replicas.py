@@ -41,6 +41,8 @@ def merge_stats(
     Args:
       stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
         of replicas, as pmap returns them. With `axis_name`, the replica of this device.
+        Those of one layer: a model takes jax.tree.map(jaxnorm.merge_stats, stats,
+        is_leaf=lambda s: isinstance(s, jaxnorm.NormStats)).
       method: "total_variance" or "average".
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes along
         which each device holds a replica. They are merged with one collective.

@@ -47,7 +47,8 @@ def init_stats(
     Args:
       num_features: number of features, or their shape for several feature axes.
       prior_weight: how much the start counts. With 0 the first update gives the first
-        batch's statistics, and averages are unbiased from then on. With 1 they are the
+        batch's statistics (of a single row, a variance of 0), and averages are unbiased
+        from then on. With 1 they are the
         plain exponential average from (0, 1) of PyTorch and Flax. One number, or one
         for every feature, which may then be seen by different batches (see
         `update_stats`).

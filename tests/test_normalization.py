@@ -460,7 +460,7 @@ def test_constants_of_some_weight_become_zero(dtype, shape):
 
 
 def test_a_constant_row_of_bfloat16_is_the_rounding_of_its_mean():
-    """As README says: its rest is looked at only where it is differentiated."""
+    """As its docstring says: its rest is looked at only where it is differentiated."""
     x = jnp.full((1, 7), 30_000, jnp.bfloat16)
     y, _ = jax.vjp(jn.layer_norm, x)
     np.testing.assert_array_equal(y, 0)

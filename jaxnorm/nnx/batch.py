@@ -32,8 +32,9 @@ class BatchNorm(AffineNorm):
       axis: the feature axis, or axes; all others are reduced.
       momentum: the weight of the old running value; None as in `decay`.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
-        Where averages are loaded that have no weight, set `weight` to 1.
-        The `nnx.BatchStat` `weight` says how much evidence there is.
+        The `nnx.BatchStat` `weight` says how much evidence there is. Averages of
+        Flax's module have none: once they are loaded, set it with
+        `norm.weight.set_value(jnp.ones(()))`, or the next batch replaces them.
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
       decay: the functional API's word for `momentum`, in place of which it is used;
         None is the equal-weight average of all batches, and has a `weight` as well.
