@@ -195,6 +195,12 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError):
+        if isinstance(value, np.ndarray):
+            raise TypeError(
+                f"{caller}: {name} must have a dtype that JAX knows. Received "
+                f"{value.dtype.str!r} with shape {value.shape}; convert it first, for "
+                f"example {name}.astype(np.float32)."
+            ) from None
         raise TypeError(
             f"{caller}: {name} must be an array. Received {type(value).__name__}; pass "
             "anything that jnp.asarray accepts."

@@ -170,6 +170,12 @@ def check_axis_name(
             f"{caller}: axis_name must be one name, or a tuple of names. Received "
             f"axis_name={axis_name!r}; tuple(...) makes one."
         ) from None
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if any(isinstance(n, int) for n in names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{caller}: axis_name must name device axes, each once. Received "
+            f"axis_name={axis_name!r}; an axis of the array has a number, and is none."
+        )
     try:
         size = lax.axis_size(axis_name)
     except NameError:

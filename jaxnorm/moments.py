@@ -198,6 +198,12 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
         )
     leaves = arguments.as_arrays(moments, caller=caller, name="moments")
     count, mean, m2 = map(_widened, leaves)
+    for name, leaf in (("count", count), ("m2", m2)):
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"{caller}: a count and an m2 are real, of complex x too. Received "
+                f"moments.{name} of {leaf.dtype}; pass moments.{name}.real."
+            )
     return Moments(_align_count(count, mean.shape), mean, m2)
 
 
@@ -252,8 +258,7 @@ def _check_pair(a: Any, b: Any, *, caller: str) -> tuple[Moments, Moments]:
     """Return the moments of two sets, of arrays, if their shapes broadcast."""
     pair = check_moments(a, caller=caller), check_moments(b, caller=caller)
     try:
-        for leaves in zip(*pair, strict=True):
-            np.broadcast_shapes(*(leaf.shape for leaf in leaves))
+        np.broadcast_shapes(*(leaf.shape for moments in pair for leaf in moments))
     except ValueError:
         shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
         raise ValueError(

@@ -85,6 +85,7 @@ def _merge_stacked(stats: NormStats, method: str) -> NormStats:
     total = jnp.sum(weight, 0, keepdims=True)
     share = jnp.where(total > 0, weight * reciprocal(total), 1 / weight.shape[0])
     share = share.reshape(share.shape + (1,) * (mean.ndim - share.ndim))
+    var = jnp.where(share > 0, var, 0)
     parts = ShiftedMoments(share, mean, jnp.zeros_like(mean), share * var)
     merged = merge(parts)
     if method == "average":

@@ -112,8 +112,12 @@ def _move(
         # A step towards the batch: what is there already stays, however the weight is
         # rounded. Two products would drift, by 1 / (1 - decay) times their rounding.
         new, part, yes = (sharding.shard_like(v, old) for v in (new, share, trusted))
-        moved = jnp.where(part == 1, new, old + part * (new - old))
-        return jnp.where(yes, moved, old).astype(old.dtype)
+        new = jnp.where(yes, new, old)
+        # What holds no evidence may be anything, and is never multiplied.
+        step = jnp.where(jnp.isfinite(old), new - old, 0)
+        # The whole step ends at the batch, without a rounding, and has a derivative.
+        moved = jnp.where(part == 1, new + (part - 1) * step, old + part * step)
+        return moved.astype(old.dtype)
 
     trusted_at_all = trusted if stats.weight.ndim else jnp.any(trusted)
     gains = sharding.shard_like(trusted_at_all, stats.weight)

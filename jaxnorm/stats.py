@@ -179,6 +179,12 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
                 f"Received stats.{name} of {leaf.dtype}; convert it first, for example "
                 "to float32."
             )
+    for name, leaf in (("var", var), ("weight", weight)):
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"{caller}: a variance and a weight are real, of complex x too. "
+                f"Received stats.{name} of {leaf.dtype}; pass stats.{name}.real."
+            )
     # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
     if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
         weight = weight.astype(jnp.finfo(arguments.statistics_dtype(var.dtype)).dtype)

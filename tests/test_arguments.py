@@ -456,6 +456,26 @@ ERRORS = {
         "group_norm: activation must be None or one of relu, silu, gelu. Received "
         f"activation={jax.nn.gelu!r}; pass 'gelu'.",
     ),
+    "the number of an axis for a name": (
+        lambda: jn.layer_norm(X, axis_name=1),
+        ValueError,
+        "layer_norm: axis_name must name device axes, each once. Received axis_name=1; "
+        "an axis of the array has a number, and is none.",
+    ),
+    "a name given twice": (
+        lambda: jax.vmap(
+            lambda x: jn.layer_norm(x, axis_name=("i", "i")), axis_name="i"
+        )(X),
+        ValueError,
+        "layer_norm: axis_name must name device axes, each once. Received "
+        "axis_name=('i', 'i'); an axis of the array has a number, and is none.",
+    ),
+    "bytes in another order": (
+        lambda: jn.layer_norm(np.ones((2, 3), ">f4")),
+        TypeError,
+        "layer_norm: x must have a dtype that JAX knows. Received '>f4' with shape "
+        "(2, 3); convert it first, for example x.astype(np.float32).",
+    ),
     "a list of axis names": (
         lambda: batch_norm(axis_name=["data"]),
         TypeError,
@@ -610,6 +630,33 @@ ERRORS = {
         "update_stats: moments must have the shape of the statistics. Received "
         "moments.mean with shape (3, 6) for stats with shape (6,); reduce every axis "
         "but the features.",
+    ),
+    "a count that does not fit its mean": (
+        lambda: jn.merge_moments(
+            jn.compute_moments(X, 0), jn.Moments(jnp.ones(5), jnp.ones(6), jnp.ones(6))
+        ),
+        ValueError,
+        "merge_moments: moments of two sets must have shapes that broadcast. Received "
+        "(count, mean, m2) of shapes ((), (6,), (6,)) and ((5,), (6,), (6,)); reduce "
+        "the same axes of both.",
+    ),
+    "a complex m2": (
+        lambda: jn.update_stats(STATS, jn.Moments(2.0, jnp.ones(6), jnp.ones(6) + 0j)),
+        TypeError,
+        "update_stats: a count and an m2 are real, of complex x too. Received "
+        "moments.m2 of complex64; pass moments.m2.real.",
+    ),
+    "a complex running variance": (
+        lambda: batch_norm(stats=STATS._replace(var=jnp.ones(6) + 0j)),
+        TypeError,
+        "batch_norm: a variance and a weight are real, of complex x too. Received "
+        "stats.var of complex64; pass stats.var.real.",
+    ),
+    "a complex weight of running statistics": (
+        lambda: jn.merge_stats([STATS._replace(weight=1 + 1j)]),
+        TypeError,
+        "merge_stats: a variance and a weight are real, of complex x too. Received "
+        "stats.weight of complex64; pass stats.weight.real.",
     ),
     "moments of sets that do not go together": (
         lambda: jn.merge_moments(jn.compute_moments(X, 0), jn.compute_moments(X, 1)),

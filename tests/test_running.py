@@ -172,6 +172,44 @@ def test_decay_may_be_traced():
     )
 
 
+@pytest.mark.parametrize(("decay", "weight"), [(0.0, 1.0), (0.5, 0.0), (0.0, 0.0)])
+def test_what_the_first_batch_replaces_has_derivatives(decay, weight):
+    """Where the whole step is taken, without a rounding, it still moves with both."""
+    moments = jn.compute_moments(jnp.float32(BATCHES[0]), 0)
+
+    def moved(decay, weight, old):
+        stats = jn.NormStats(old, jnp.ones(3), weight)
+        return jn.update_stats(stats, moments, decay=decay).mean[0]
+
+    def formula(decay, weight, old):
+        new = decay * weight * old[0] + (1 - decay) * moments.mean[0]
+        return new / (decay * weight + 1 - decay)
+
+    at = jnp.float32(decay), jnp.float32(weight), jnp.float32([10, 20, 30])
+    for order in (jax.grad, jax.hessian):
+        chex.assert_trees_all_close(
+            order(moved, (0, 1, 2))(*at), order(formula, (0, 1, 2))(*at), rtol=1e-4,
+            atol=1e-4,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [jnp.ones(()), jnp.ones(2)], ids=["one", "each"])
+def test_a_batch_that_is_not_trusted_spoils_no_gradient(weight):
+    x = jnp.float32([[1, jnp.nan], [3, 2]])
+    moments = jn.compute_moments(x, 0)
+
+    def total(decay, weight):
+        stats = jn.NormStats(jnp.zeros(2), jnp.ones(2), weight)
+        stats = jn.update_stats(stats, moments, decay=decay)
+        return jnp.sum(stats.mean) + jnp.sum(stats.var)
+
+    at = jnp.float32(0.9), weight / 2
+    backward, forward = jax.grad(total, (0, 1))(*at), jax.jacfwd(total, (0, 1))(*at)
+    chex.assert_tree_all_finite(backward)
+    chex.assert_trees_all_close(backward, forward, rtol=1e-5)
+    assert (backward[0] == 0) == (weight.ndim == 0)
+
+
 def test_state_keeps_its_types():
     """No weak type, no promotion: a scan carries the state, and nothing recompiles."""
     with jax.enable_x64(True):
@@ -229,6 +267,11 @@ def test_what_holds_no_evidence_is_never_multiplied():
     full = jn.NormStats(jnp.array([2.0]), jnp.array([3.0]), jnp.float32(1))
     merged = jn.merge_stats([empty, full])
     np.testing.assert_array_equal((merged.mean, merged.var), ([2.0], [3.0]))
+
+    def var(weight):
+        return jn.merge_stats([empty, full._replace(weight=weight)]).var[0]
+
+    assert jax.grad(var)(jnp.float32(1)) == 0
 
 
 @pytest.mark.parametrize("method", ["total_variance", "average"])
