@@ -45,9 +45,9 @@ class Config:
     costs_only: bool = False
     """Take no time; only what is deterministic."""
     processes: int | None = None
-    """Processes, whose samples are pooled; 3, or 1 where quick or on an accelerator."""
-    rounds: int = 5
-    """Samples of each program in each process."""
+    """Processes, whose samples are pooled; 5, or 1 where quick or on an accelerator."""
+    rounds: int | None = None
+    """Samples of each program in each process; 3, or 5 where quick."""
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
     out: Path | None = None
@@ -79,7 +79,11 @@ class Config:
 
     def chosen_processes(self) -> int:
         """Return the number of processes."""
-        return self.processes or (1 if self.quick else 3)
+        return self.processes or (1 if self.quick else 5)
+
+    def chosen_rounds(self) -> int:
+        """Return the samples of each program: many processes need few."""
+        return self.rounds or (5 if self.quick else 3)
 
     def chosen_providers(self) -> list[Provider]:
         """Return jaxnorm and the chosen peers; a peer that is named must be there."""
@@ -99,7 +103,7 @@ def measure(config: Config) -> tuple[list[Any], dict[str, Any]]:
     from benchmarks.runner import Plan, Timing, run
 
     timing = Timing(
-        rounds=0 if config.costs_only else config.rounds,
+        rounds=0 if config.costs_only else config.chosen_rounds(),
         sample_seconds=(config.sample_ms or (4 if config.quick else 20)) / 1e3,
     )
     names = [provider.name for provider in config.chosen_providers()]
