@@ -4,6 +4,7 @@ python -m benchmarks --quick
 python -m benchmarks --help
 """
 
+import math
 import sys
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -47,7 +48,7 @@ class Config:
     processes: int | None = None
     """Processes, whose samples are pooled; 5, or 1 where quick or on an accelerator."""
     rounds: int | None = None
-    """Samples of each program in each process; 3, or 5 where quick."""
+    """Samples of each program in each process; 15 in all, or 5 where quick."""
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
     out: Path | None = None
@@ -78,12 +79,14 @@ class Config:
         return self.modes or default
 
     def chosen_processes(self) -> int:
-        """Return the number of processes."""
-        return self.processes or (1 if self.quick else 5)
+        """Return the number of processes. An accelerator belongs to one of them."""
+        import jax
 
-    def chosen_rounds(self) -> int:
-        """Return the samples of each program: many processes need few."""
-        return self.rounds or (5 if self.quick else 3)
+        alone = jax.default_backend() != "cpu"
+        if alone and (self.processes or 1) > 1:
+            raise ValueError("--processes must be 1 where the device is no CPU")
+        one = alone or self.quick or self.costs_only
+        return self.processes or (1 if one else 5)
 
     def chosen_providers(self) -> list[Provider]:
         """Return jaxnorm and the chosen peers; a peer that is named must be there."""
@@ -102,14 +105,18 @@ def measure(config: Config) -> tuple[list[Any], dict[str, Any]]:
     """Measure what was chosen; return the rows and the environment."""
     from benchmarks.runner import Plan, Timing, run
 
+    with one_line_errors(ValueError):
+        processes = config.chosen_processes()
+    rounds = config.rounds or math.ceil((5 if config.quick else 15) / processes)
     timing = Timing(
-        rounds=0 if config.costs_only else config.chosen_rounds(),
+        rounds=0 if config.costs_only else rounds,
         sample_seconds=(config.sample_ms or (4 if config.quick else 20)) / 1e3,
     )
     names = [provider.name for provider in config.chosen_providers()]
     plan = Plan(config.cases(), config.chosen_modes(), names, timing)
-    rows = run(plan, 1 if config.costs_only else config.chosen_processes())
-    return rows, {**settings.describe_environment(), "timing": timing._asdict()}
+    rows = run(plan, processes)
+    how = {"timing": timing._asdict(), "processes": processes}
+    return rows, {**settings.describe_environment(), **how}
 
 
 def report_rows(rows: list[Any], environment: dict[str, Any], config: Config) -> None:

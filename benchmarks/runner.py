@@ -57,7 +57,9 @@ class Row:
     @property
     def ratio(self) -> Summary | None:
         """This provider's time over jaxnorm's, above 1 where jaxnorm is faster."""
-        pairs = zip(self.samples, self.subject_samples, strict=False)
+        if not self.subject_samples:
+            return None
+        pairs = zip(self.samples, self.subject_samples, strict=True)
         return _summarize([sample / subject for sample, subject in pairs])
 
     @property
@@ -85,8 +87,7 @@ def run(plan: Plan, processes: int = 1) -> list[Row]:
     """Measure every provider on every case in every mode, in one process or several.
 
     Which of two equal programs is faster can change from process to process, so
-    samples of several are pooled. The first is this one, and compiles for all. (An
-    accelerator belongs to one process: there it is the only one.)
+    samples of several are pooled. The first is this one, and compiles for all.
 
     Cases that need several devices run in processes of their own, on simulated CPU
     devices, where this one has too few: more devices would change how the other cases
@@ -98,31 +99,31 @@ def run(plan: Plan, processes: int = 1) -> list[Row]:
         if case.axis_name and jax.device_count() < SYNC_DEVICES
     ]
     here = [case for case in plan.cases if case not in apart]
-    count = processes if jax.default_backend() == "cpu" else 1
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as folder:
+        cache = folder if processes > 1 else None
         for cases, simulate in ((here, False), (apart, True)):
             part = plan._replace(cases=cases)
             each = [
-                _run_elsewhere(part, cache, index, simulate=simulate)
-                if simulate or index
+                _run_elsewhere(part, cache, process, simulate=simulate)
+                if simulate or process
                 else run_here(part, cache)
-                for index in range(count if cases else 0)
+                for process in range(processes if cases else 0)
             ]
             rows += pool_rows(each)
     order = list(OPS)
     return sorted(rows, key=lambda row: order.index(row.case.op))
 
 
-def run_here(plan: Plan, cache: str | None = None, index: int = 0) -> list[Row]:
-    """Measure in this process, which is number `index` of those that share a cache."""
+def run_here(plan: Plan, cache: str | None = None, process: int = 0) -> list[Row]:
+    """Measure in this process, one of those that share a cache."""
     rows: list[Row] = []
     providers = [PROVIDERS[name] for name in plan.providers]
     steps = [(case, mode) for case in plan.cases for mode in plan.modes]
-    with settings.compiled_once(cache):
+    with settings.own_cache(cache):
         for case, mode in (bar := tqdm(steps, unit="row", disable=None)):
             bar.set_postfix_str(f"{case.op} {case.shape} {case.dtype} {mode}")
-            rows += measure(case, mode, providers, plan.timing, index)
+            rows += measure(case, mode, providers, plan.timing, process)
     return rows
 
 
@@ -157,9 +158,10 @@ def measure(
     """
     inputs = make_inputs(case, mode)
     chance = random.Random(f"{case} {mode} {process}")  # the same in every run
-    first = process == 0
     compiled = {
-        provider.name: compile_case(provider, case, mode, inputs, with_costs=first)
+        provider.name: compile_case(
+            provider, case, mode, inputs, with_costs=process == 0
+        )
         for provider in chance.sample(providers, len(providers))
     }
     programs: dict[str, Program] = {
@@ -221,12 +223,14 @@ def move_inputs(programs: Iterable[Program], chance: random.Random) -> None:
         program.run()
 
 
-def _run_elsewhere(plan: Plan, cache: str, index: int, *, simulate: bool) -> list[Row]:
+def _run_elsewhere(
+    plan: Plan, cache: str | None, process: int, *, simulate: bool
+) -> list[Row]:
     """Measure in a new process, on simulated devices or on those that are there."""
     context = multiprocessing.get_context("spawn")
     start = _simulate_devices if simulate else None
     with ProcessPoolExecutor(1, mp_context=context, initializer=start) as pool:
-        return pool.submit(run_here, plan, cache, index).result()
+        return pool.submit(run_here, plan, cache, process).result()
 
 
 def _simulate_devices() -> None:

@@ -46,10 +46,11 @@ def restart_with_settings(module: str, arguments: Sequence[str]) -> None:
 
 
 @contextmanager
-def compiled_once(folder: str | None = None) -> Iterator[None]:
-    """Compile anew, whatever JAX's cache holds: the time to compile would look short.
+def own_cache(folder: str | None = None) -> Iterator[None]:
+    """Take compiled programs from `folder`, if there is one, and from nowhere else.
 
-    What is compiled goes to `folder`, if there is one, and what is there is taken.
+    With what JAX's cache holds the time to compile would look short. What is compiled
+    goes to the folder, which takes a little of that time.
     """
     import jax
 

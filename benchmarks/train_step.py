@@ -236,7 +236,7 @@ def main(config: Config) -> None:
 
     with one_line_errors(OSError):
         config.out.mkdir(parents=True, exist_ok=True)
-    with settings.compiled_once():
+    with settings.own_cache():
         records = measure_steps(config)
     table = [table_row(record) for record in records]
     report.print_table(make_console(), "A training step", table)

@@ -118,14 +118,14 @@ def expand_weights(
     weights: ArrayLike | None,
     x: jax.Array,
     *,
-    kept: tuple[int, ...] = (),
+    kept: tuple[int, ...],
     caller: str,
     name: str = "weights",
 ) -> jax.Array | None:
     """Give weights the rank of `x` by NumPy's broadcasting rules.
 
-    Those that would then vary along `kept` axes alone, which have statistics of their
-    own, were meant for the first axes if they fit them.
+    Those that would vary along `kept` axes alone, which have statistics of their own,
+    may have been meant for the first axes if they fit them.
     """
     if weights is None:
         return None
@@ -155,10 +155,9 @@ def expand_weights(
     if first and varying and varying <= set(kept):
         rows = array.shape + (1,) * (x.ndim - array.ndim)
         raise ValueError(
-            f"{caller}: an array for {name} that has fewer axes than x goes with the "
-            f"last of them, and those are not reduced here. Received {name} with shape "
-            f"{array.shape} for x with shape {x.shape}; one for the first axes has "
-            f"shape {rows}, and one for the last {shape}."
+            f"{caller}: {name} with fewer axes than x must not fit both its first and "
+            f"its last. Received {name} with shape {array.shape} for x with shape "
+            f"{x.shape}; reshape to {rows} or to {shape}."
         )
     if array.dtype == bool:
         return array.reshape(shape)
@@ -198,8 +197,8 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
         if isinstance(value, np.ndarray):
             raise TypeError(
                 f"{caller}: {name} must have a dtype that JAX knows. Received "
-                f"{value.dtype.str!r} with shape {value.shape}; convert it first, for "
-                f"example {name}.astype(np.float32)."
+                f"{value.dtype.str!r} with shape {value.shape}; convert it to one that "
+                "jax.numpy names, such as float32."
             ) from None
         raise TypeError(
             f"{caller}: {name} must be an array. Received {type(value).__name__}; pass "

@@ -171,10 +171,14 @@ def check_axis_name(
             f"axis_name={axis_name!r}; tuple(...) makes one."
         ) from None
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if any(isinstance(n, int) for n in names) or len(set(names)) < len(names):
+    numbered = any(isinstance(name, int) for name in names)
+    if numbered or len(set(names)) < len(names):
+        mend = "remove what is repeated"
+        if numbered:
+            mend = "axes of the array have numbers, those of devices names"
         raise ValueError(
             f"{caller}: axis_name must name device axes, each once. Received "
-            f"axis_name={axis_name!r}; an axis of the array has a number, and is none."
+            f"axis_name={axis_name!r}; {mend}."
         )
     try:
         size = lax.axis_size(axis_name)

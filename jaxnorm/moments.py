@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, measuring, shifted
@@ -56,7 +55,8 @@ def compute_moments(
     Args:
       x: array of a floating-point or complex dtype, any rank.
       axis: axis or axes of `x` that are reduced.
-      weights: bool mask or non-negative weights that broadcast to `x`. An element of
+      weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
+        where rows and features could be confounded. An element of
         weight 0 has no influence, whatever it holds (NaN and infinities too).
       axis_name: name, or tuple of names, of pmap, vmap or shard_map axes to pool over,
         with one collective. Not needed under plain jit on sharded arrays.
@@ -258,7 +258,7 @@ def _check_pair(a: Any, b: Any, *, caller: str) -> tuple[Moments, Moments]:
     """Return the moments of two sets, of arrays, if their shapes broadcast."""
     pair = check_moments(a, caller=caller), check_moments(b, caller=caller)
     try:
-        np.broadcast_shapes(*(leaf.shape for moments in pair for leaf in moments))
+        jnp.broadcast_shapes(*(leaf.shape for moments in pair for leaf in moments))
     except ValueError:
         shapes = [tuple(jnp.shape(leaf) for leaf in moments) for moments in (a, b)]
         raise ValueError(

@@ -89,8 +89,7 @@ def _merge_stacked(stats: NormStats, method: str) -> NormStats:
     parts = ShiftedMoments(share, mean, jnp.zeros_like(mean), share * var)
     merged = merge(parts)
     if method == "average":
-        within = jnp.sum(jnp.where(share > 0, parts.m2, 0), 0)
-        merged = merged._replace(m2=within)
+        merged = merged._replace(m2=jnp.sum(parts.m2, 0))
     return NormStats(merged.shift + merged.mean, merged.var, jnp.mean(weight, 0))
 
 
@@ -170,7 +169,8 @@ def check_replicas(
 
     Raises:
       ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
-        says so, all are spread over devices without any copies, or one is traced.
+        says so, all are spread as pmap returns them where it does not, or one is
+        traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -198,11 +198,11 @@ def check_replicas(
                     f"{where} where {names[1]} differs from {names[0]} by "
                     f"{difference:.3g}"
                 )
-    if not compared and not stacked and _is_spread(tree):
+    if not compared and not stacked and _are_stacked(tree):
         raise ValueError(
             "check_replicas: there must be copies that can be compared. Received "
-            "arrays that are spread over devices, every part on one alone; what pmap "
-            "returns takes stacked=True."
+            "arrays whose first axis is spread over devices, one element on each, as "
+            "pmap returns replicas; pass stacked=True."
         )
     if found:
         named, more = found[:MOST_NAMED], len(found) - MOST_NAMED
@@ -215,10 +215,15 @@ def check_replicas(
         )
 
 
-def _is_spread(tree: Any) -> bool:
-    """Whether several devices of this process hold parts of an array."""
+def _are_stacked(tree: Any) -> bool:
+    """Whether all that is spread over devices has one element of axis 0 on each."""
     arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
-    return any(len(array.addressable_shards) > 1 for array in arrays)
+    spread = [array for array in arrays if len(array.sharding.device_set) > 1]
+    return bool(spread) and all(
+        shard.data.shape == (1, *array.shape[1:])
+        for array in spread
+        for shard in array.addressable_shards
+    )
 
 
 def _pairs(

@@ -114,7 +114,8 @@ def _move(
         new, part, yes = (sharding.shard_like(v, old) for v in (new, share, trusted))
         new = jnp.where(yes, new, old)
         # What holds no evidence may be anything, and is never multiplied.
-        step = jnp.where(jnp.isfinite(old), new - old, 0)
+        step = new - old
+        step = jnp.where(jnp.isfinite(step), step, 0)
         # The whole step ends at the batch, without a rounding, and has a derivative.
         moved = jnp.where(part == 1, new + (part - 1) * step, old + part * step)
         return moved.astype(old.dtype)

@@ -142,7 +142,7 @@ def _mend_of_features(stats: NormStats, x: jax.Array, sizes: tuple[int, ...]) ->
     fitting = [a for a, n in enumerate(x.shape) if stats.mean.shape == (n,)]
     start = f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes})"
     if len(fitting) == 1:
-        return f"pass feature_axis={fitting[0]}, or start with {start}"
+        return f"use {start}, or feature_axis={fitting[0]}"
     return f"use {start}, or another feature_axis"
 
 

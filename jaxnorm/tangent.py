@@ -20,7 +20,7 @@ The tangents of mean and variance are made from two sums over t_x and d (see
 contribution would double the error.
 
 An activation, and what is added before it, are part of it: everything is then
-multiplied by a slope that is computed anew from `x`.
+multiplied by a slope that is computed anew from `x`, where it is used or once.
 """
 
 from functools import partial
@@ -91,7 +91,7 @@ def tangent(
         gain, offset = gain_and_offset(moments, inverse, scale, bias)
     place = Place(x, moments.shift, moments.mean, weights, add, gain, offset)
     outer_slope = None
-    if tangents.add is not None and not arguments.is_half(x):
+    if tangents.add is not None and not arguments.is_half(tangents.add):
         # Backward, that of `add` is the output's times the slope, and is written to
         # memory, where the sums can read it. (In half precision it would be float32.)
         _, outer_slope = _deviations_and_slope(activation, place)

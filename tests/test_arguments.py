@@ -59,15 +59,15 @@ ERRORS = {
         lambda: batch_norm(jnp.ones((2, 3, 4, 5)), jn.init_stats(3)),
         ValueError,
         "batch_norm: stats must have shape (5,), the size of axis 3 of x. Received "
-        "stats with shape (3,) for x with shape (2, 3, 4, 5); pass feature_axis=1, or "
-        "start with jaxnorm.init_stats(5).",
+        "stats with shape (3,) for x with shape (2, 3, 4, 5); use "
+        "jaxnorm.init_stats(5), or feature_axis=1.",
     ),
     "stats of two axes": (
         lambda: batch_norm(jnp.ones((2, 3, 4)), jn.init_stats(3), feature_axis=(1, 2)),
         ValueError,
         "batch_norm: stats must have shape (3, 4), the sizes of axes (1, 2) of x. "
-        "Received stats with shape (3,) for x with shape (2, 3, 4); pass "
-        "feature_axis=1, or start with jaxnorm.init_stats((3, 4)).",
+        "Received stats with shape (3,) for x with shape (2, 3, 4); use "
+        "jaxnorm.init_stats((3, 4)), or feature_axis=1.",
     ),
     "no stats": (
         lambda: batch_norm(stats=None),
@@ -191,26 +191,30 @@ ERRORS = {
     "weights of rows that are as many as the features": (
         lambda: batch_norm(SQUARE, weights=jnp.array([1, 1, 0, 0, 0, 0], bool)),
         ValueError,
-        "batch_norm: an array for weights that has fewer axes than x goes with the "
-        "last of them, and those are not reduced here. Received weights with shape "
-        "(6,) for x with shape (6, 6); one for the first axes has shape (6, 1), and "
-        "one for the last (1, 6).",
+        "batch_norm: weights with fewer axes than x must not fit both its first "
+        "and its last. Received weights with shape (6,) for x with shape (6, 6); "
+        "reshape to (6, 1) or to (1, 6).",
     ),
     "weights of rows for moments": (
         lambda: jn.compute_moments(SQUARE, 0, weights=jnp.ones(6)),
         ValueError,
-        "compute_moments: an array for weights that has fewer axes than x goes with "
-        "the last of them, and those are not reduced here. Received weights with shape "
-        "(6,) for x with shape (6, 6); one for the first axes has shape (6, 1), and "
-        "one for the last (1, 6).",
+        "compute_moments: weights with fewer axes than x must not fit both its first "
+        "and its last. Received weights with shape (6,) for x with shape (6, 6); "
+        "reshape to (6, 1) or to (1, 6).",
     ),
     "weights of images that are as many as the channels": (
         lambda: jn.instance_norm(jnp.ones((6, 2, 2, 6)), weights=jnp.ones(6)),
         ValueError,
-        "instance_norm: an array for weights that has fewer axes than x goes with the "
-        "last of them, and those are not reduced here. Received weights with shape "
-        "(6,) for x with shape (6, 2, 2, 6); one for the first axes has shape "
-        "(6, 1, 1, 1), and one for the last (1, 1, 1, 6).",
+        "instance_norm: weights with fewer axes than x must not fit both its first "
+        "and its last. Received weights with shape (6,) for x with shape (6, 2, 2, 6); "
+        "reshape to (6, 1, 1, 1) or to (1, 1, 1, 6).",
+    ),
+    "weights of columns that are as many as the rows": (
+        lambda: jn.layer_norm(SQUARE, axis=0, weights=jnp.ones(6)),
+        ValueError,
+        "layer_norm: weights with fewer axes than x must not fit both its first and "
+        "its last. Received weights with shape (6,) for x with shape (6, 6); reshape "
+        "to (6, 1) or to (1, 6).",
     ),
     "weights of higher rank": (
         lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),
@@ -460,7 +464,7 @@ ERRORS = {
         lambda: jn.layer_norm(X, axis_name=1),
         ValueError,
         "layer_norm: axis_name must name device axes, each once. Received axis_name=1; "
-        "an axis of the array has a number, and is none.",
+        "axes of the array have numbers, those of devices names.",
     ),
     "a name given twice": (
         lambda: jax.vmap(
@@ -468,13 +472,13 @@ ERRORS = {
         )(X),
         ValueError,
         "layer_norm: axis_name must name device axes, each once. Received "
-        "axis_name=('i', 'i'); an axis of the array has a number, and is none.",
+        "axis_name=('i', 'i'); remove what is repeated.",
     ),
     "bytes in another order": (
         lambda: jn.layer_norm(np.ones((2, 3), ">f4")),
         TypeError,
         "layer_norm: x must have a dtype that JAX knows. Received '>f4' with shape "
-        "(2, 3); convert it first, for example x.astype(np.float32).",
+        "(2, 3); convert it to one that jax.numpy names, such as float32.",
     ),
     "a list of axis names": (
         lambda: batch_norm(axis_name=["data"]),

@@ -289,7 +289,7 @@ def test_tables_fit_in_80_columns(capsys):
             name,
             "cpu",
             samples=(0.01111, 0.01111, 0.00888),
-            subject_samples=(0.000125,),
+            subject_samples=(0.000125, 0.000125, 0.000125),
             copy_samples=(0.0001,),
             compile_seconds=18.88,
             costs=counts,
@@ -386,25 +386,51 @@ def test_the_fastest_peer_is_another_in_every_case():
 
 
 def test_samples_of_several_processes_are_pooled(monkeypatch):
-    """Each finds what the first has compiled; what is deterministic is of the first."""
+    """Another finds what the first has compiled, and takes no costs anew."""
     cases = [small_case("layer_norm")]
     plan = Plan(cases, ("forward",), ("jaxnorm", "linen"), BRIEF)
-    found = []
+    elsewhere, found = runner._run_elsewhere, []
 
-    def run_elsewhere(plan, cache, index, simulate):
+    def run_elsewhere(plan, cache, process, *, simulate):
         before = set(os.listdir(cache))
-        rows = runner.run_here(plan, cache, index)
-        found.append((index, simulate, before, set(os.listdir(cache)) - before))
+        rows = elsewhere(plan, cache, process, simulate=simulate)
+        found.append((process, simulate, before, set(os.listdir(cache)) - before))
+        assert all(row.costs is None for row in rows)
         return rows
 
     monkeypatch.setattr(runner, "_run_elsewhere", run_elsewhere)
-    for row in runner.run(plan, processes=3):
-        assert len(row.samples) == len(row.subject_samples) == 3 * BRIEF.rounds
+    for row in runner.run(plan, processes=2):
+        assert len(row.samples) == len(row.subject_samples) == 2 * BRIEF.rounds
         assert row.costs is not None
         expected = np.median(np.divide(row.samples, row.subject_samples))
         assert row.ratio.median == pytest.approx(expected)
-    assert [call[:2] for call in found] == [(1, False), (2, False)]
-    assert all(before and not new for *_, before, new in found)
+    ((process, simulate, before, new),) = found
+    assert (process, simulate, new) == (1, False, set())
+    assert before
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "processes"),
+    [
+        ("cpu", {}, 5),
+        ("cpu", {"quick": True}, 1),
+        ("cpu", {"costs_only": True}, 1),
+        ("cpu", {"processes": 2}, 2),
+        ("gpu", {}, 1),
+        ("gpu", {"processes": 1}, 1),
+    ],
+)
+def test_as_many_processes_as_the_device_allows(
+    backend, options, processes, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert cli.Config(**options).chosen_processes() == processes
+
+
+def test_an_accelerator_belongs_to_one_process(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(SystemExit, match="error: --processes must be 1 where the dev"):
+        cli.measure(cli.Config(processes=2))
 
 
 def test_one_process_has_too_few_devices_for_sync(tmp_path):

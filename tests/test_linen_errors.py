@@ -55,8 +55,8 @@ def run(module, x, variables=None, **kwargs):
             sample((6, 6)),
             {"mask": jnp.arange(6) < 4, **MUTABLE},
             ValueError,
-            r"BatchNorm at 'norm': an array for mask that has fewer axes than x goes.*"
-            r"one for the first axes has shape \(6, 1\)",
+            r"BatchNorm at 'norm': mask with fewer axes than x must not fit both .*"
+            r"reshape to \(6, 1\) or to \(1, 6\)",
         ),
         (
             ours.BatchNorm(**EVALUATING),

@@ -210,6 +210,16 @@ def test_a_batch_that_is_not_trusted_spoils_no_gradient(weight):
     assert (backward[0] == 0) == (weight.ndim == 0)
 
 
+@pytest.mark.parametrize(("decay", "weight"), [(0.0, 1.0), (0.9, 0.0)])
+def test_the_first_batch_replaces_what_is_far_away(decay, weight):
+    """So far that the step between the two is not finite."""
+    far = jnp.float32([3e38])
+    stats = jn.NormStats(far, far, jnp.float32(weight))
+    moments = jn.Moments(jnp.float32(2), -far, jnp.float32([2]))
+    stats = jn.update_stats(stats, moments, decay=decay)
+    np.testing.assert_array_equal((stats.mean, stats.var), (-far, [1]))
+
+
 def test_state_keeps_its_types():
     """No weak type, no promotion: a scan carries the state, and nothing recompiles."""
     with jax.enable_x64(True):

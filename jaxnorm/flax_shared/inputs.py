@@ -82,7 +82,7 @@ def parameter(
 
 
 def weights_of(
-    label: str, x: jax.Array, mask: ArrayLike | None, kept: tuple[int, ...] = ()
+    label: str, x: jax.Array, mask: ArrayLike | None, kept: tuple[int, ...]
 ) -> jax.Array | None:
     """Give a mask the rank of `x`: floats are weights, integers bools, as in Flax."""
     if mask is None:

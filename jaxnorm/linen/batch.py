@@ -30,8 +30,8 @@ class BatchNorm(Norm):
       momentum: the weight of the old running value; None as in `decay`.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
         `weight` in `batch_stats` says how much evidence there is. Averages without
-        one, from a checkpoint of Flax's module, go on as they are; to restore them
-        into a target of variables, make it without `debias`.
+        one, from a checkpoint of Flax's module, go on as they are. (A target that they
+        are restored into is made by a module without `debias`.)
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
       decay: the functional API's word for `momentum`, in place of which it is used;
         None is the equal-weight average of all batches, and needs `weight` as well.

@@ -57,7 +57,8 @@ def batch_norm(
         decay.
       eps: added to the variance; positive.
       feature_axis: axis, or axes, that keep statistics of their own.
-      weights: bool mask or non-negative weights that broadcast to `x`. Elements of
+      weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
+        where rows and features could be confounded. Elements of
         weight 0 have no influence on anything else; they are normalized like the others
         (one that is not finite gives the bias). A feature that may be fully masked
         needs a weight of its own in `stats` (see `update_stats`).
@@ -86,9 +87,9 @@ def batch_norm(
         `dtype` cannot hold the output, `activation` is given for complex `x`,
         `training` is not a bool, or `decay` or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative, `decay` is outside [0, 1], `ddof` is neither 0 nor 1,
-        `eps` is not positive, or `activation` is unknown. (Values that are traced
-        cannot be looked at.)
+        `weights` are negative, or fit rows as well as features, `decay` is outside
+        [0, 1], `ddof` is neither 0 nor 1, `eps` is not positive, or `activation` is
+        unknown. (Values that are traced cannot be looked at.)
 
     Example:
       >>> import jax.numpy as jnp

@@ -16,7 +16,7 @@ def check_operands(
     weights: ArrayLike | None,
     eps: ArrayLike,
     add: ArrayLike | None = None,
-    kept: tuple[int, ...] = (),
+    kept: tuple[int, ...],
     caller: str,
 ) -> Operands:
     """Return the operands, all of the rank of `x`.

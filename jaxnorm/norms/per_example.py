@@ -72,8 +72,9 @@ def layer_norm(
     caller = "layer_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
+    kept = axes.complement(reduced, x.ndim)
     operands = check_operands(
-        x, reduced, scale, bias, weights=weights, eps=eps, caller=caller
+        x, reduced, scale, bias, weights=weights, eps=eps, kept=kept, caller=caller
     )
     return _normalize(operands, Reduction(reduced, axis_name), dtype, caller)
 
@@ -126,8 +127,9 @@ def rms_norm(
     caller = "rms_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
+    kept = axes.complement(reduced, x.ndim)
     operands = check_operands(
-        x, reduced, scale, None, weights=weights, eps=eps, caller=caller
+        x, reduced, scale, None, weights=weights, eps=eps, kept=kept, caller=caller
     )
     over = Reduction(reduced, axis_name, centered=False)
     return _normalize(operands, over, dtype, caller)
@@ -202,8 +204,17 @@ def group_norm(
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
     channel = axes.single(features, caller=caller)
     groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
+    kept = axes.complement((channel, *spatial), x.ndim)
     operands = check_operands(
-        x, features, scale, bias, weights=weights, eps=eps, add=add, caller=caller
+        x,
+        features,
+        scale,
+        bias,
+        weights=weights,
+        eps=eps,
+        add=add,
+        kept=kept,
+        caller=caller,
     )
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
     return _normalize(operands, over, dtype, caller, activation)
