@@ -27,6 +27,9 @@ NORMS = {
     "rms": jn.rms_norm,
     "group": lambda x: jn.group_norm(x, num_groups=2),
     "instance": jn.instance_norm,
+    "moments": lambda x: jn.merge_moments(
+        jn.compute_moments(x, -1), jn.compute_moments(2 * x, -1)
+    ),
     "gradient of batch": jax.grad(lambda x: jnp.sum(batch(x)[0] ** 3)),
     "gradient of layer": jax.grad(lambda x: jnp.sum(jn.layer_norm(x) ** 3)),
 }
