@@ -14,8 +14,8 @@ from tests.flax_modules import rngs, sample
         (
             lambda: ours.BatchNorm(5, rngs=rngs())(sample((4, 6))),
             ValueError,
-            r"BatchNorm\(num_features=5\): num_features must be the size of axes \(1,\)"
-            r" of x. Received x with shape \(4, 6\)",
+            r"BatchNorm\(num_features=5\): num_features must be the size of axis 1 of"
+            r" x. Received x with shape \(4, 6\)",
         ),
         (
             lambda: ours.LayerNorm(5, rngs=rngs(), use_scale=False, use_bias=False)(
