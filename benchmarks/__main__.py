@@ -56,8 +56,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
-        require_positive(processes=self.processes, rounds=self.rounds)
-        require_positive(sample_ms=self.sample_ms)
+        require_positive(
+            processes=self.processes, rounds=self.rounds, sample_ms=self.sample_ms
+        )
         self.chosen_providers()
         if not self.cases():
             raise ValueError(

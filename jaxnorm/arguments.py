@@ -96,12 +96,18 @@ def expand_statistics(
                 "leave x as it is."
             )
         expanded.append(array)
-    if jnp.iscomplexobj(expanded[1]):
-        raise TypeError(
-            f"{caller}: a variance is real, of complex x too. Received var of "
-            f"{expanded[1].dtype}; pass var.real."
-        )
+    check_real("a variance is", {"var": expanded[1]}, caller=caller)
     return expanded[0], expanded[1]
+
+
+def check_real(what: str, parts: dict[str, jax.Array], *, caller: str) -> None:
+    """Raise where a part of statistics is complex; `what` says which are not."""
+    for name, part in parts.items():
+        if jnp.iscomplexobj(part):
+            raise TypeError(
+                f"{caller}: {what} real, of complex x too. Received {name} of "
+                f"{part.dtype}; pass {name}.real."
+            )
 
 
 def widen(parameter: Parameter, x: jax.Array) -> Parameter:
@@ -118,14 +124,14 @@ def expand_weights(
     weights: ArrayLike | None,
     x: jax.Array,
     *,
-    kept: tuple[int, ...],
+    reduced: tuple[int, ...],
     caller: str,
     name: str = "weights",
 ) -> jax.Array | None:
     """Give weights the rank of `x` by NumPy's broadcasting rules.
 
-    Those that would vary along `kept` axes alone, which have statistics of their own,
-    may have been meant for the first axes if they fit them.
+    Those that would vary along no `reduced` axis may have been meant for the first axes
+    if they fit them.
     """
     if weights is None:
         return None
@@ -152,7 +158,7 @@ def expand_weights(
         )
     first = array.ndim < x.ndim and array.shape == x.shape[: array.ndim]
     varying = {axis for axis, n in enumerate(shape) if n != 1}
-    if first and varying and varying <= set(kept):
+    if first and varying and varying.isdisjoint(reduced):
         rows = array.shape + (1,) * (x.ndim - array.ndim)
         raise ValueError(
             f"{caller}: {name} with fewer axes than x must not fit both its first and "

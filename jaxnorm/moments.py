@@ -56,8 +56,8 @@ def compute_moments(
       x: array of a floating-point or complex dtype, any rank.
       axis: axis or axes of `x` that are reduced.
       weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
-        where rows and features could be confounded. An element of
-        weight 0 has no influence, whatever it holds (NaN and infinities too).
+        where rows and features could be confounded. An element of weight 0 has no
+        influence, whatever it holds (NaN and infinities too).
       axis_name: name, or tuple of names, of pmap, vmap or shard_map axes to pool over,
         with one collective. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
@@ -92,8 +92,7 @@ def compute_moments(
     axis = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
     axes.check_reduced(x, axis, axis_name, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
-    kept = axes.complement(axis, x.ndim)
-    weights = arguments.expand_weights(weights, x, kept=kept, caller=caller)
+    weights = arguments.expand_weights(weights, x, reduced=axis, caller=caller)
     moments = _measure(x, weights, Reduction(axis, axis_name, groups))
     return collapse(moments, axis)
 
@@ -198,12 +197,8 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
         )
     leaves = arguments.as_arrays(moments, caller=caller, name="moments")
     count, mean, m2 = map(_widened, leaves)
-    for name, leaf in (("count", count), ("m2", m2)):
-        if jnp.iscomplexobj(leaf):
-            raise TypeError(
-                f"{caller}: a count and an m2 are real, of complex x too. Received "
-                f"moments.{name} of {leaf.dtype}; pass moments.{name}.real."
-            )
+    real = {"moments.count": count, "moments.m2": m2}
+    arguments.check_real("a count and an m2 are", real, caller=caller)
     return Moments(_align_count(count, mean.shape), mean, m2)
 
 

@@ -48,10 +48,9 @@ def init_stats(
       num_features: number of features, or their shape for several feature axes.
       prior_weight: how much the start counts. With 0 the first update gives the first
         batch's statistics (of a single row, a variance of 0), and averages are unbiased
-        from then on. With 1 they are the
-        plain exponential average from (0, 1) of PyTorch and Flax. One number, or one
-        for every feature, which may then be seen by different batches (see
-        `update_stats`).
+        from then on. With 1 they are the plain exponential average from (0, 1) of
+        PyTorch and Flax. One number, or one for every feature, which may then be seen
+        by different batches (see `update_stats`).
       dtype: dtype of the mean; at least float32.
 
     Returns:
@@ -179,12 +178,8 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
                 f"Received stats.{name} of {leaf.dtype}; convert it first, for example "
                 "to float32."
             )
-    for name, leaf in (("var", var), ("weight", weight)):
-        if jnp.iscomplexobj(leaf):
-            raise TypeError(
-                f"{caller}: a variance and a weight are real, of complex x too. "
-                f"Received stats.{name} of {leaf.dtype}; pass stats.{name}.real."
-            )
+    real = {"stats.var": var, "stats.weight": weight}
+    arguments.check_real("a variance and a weight are", real, caller=caller)
     # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
     if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
         weight = weight.astype(jnp.finfo(arguments.statistics_dtype(var.dtype)).dtype)

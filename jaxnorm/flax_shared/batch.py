@@ -75,7 +75,8 @@ def normalize_batch(
     # Under the names they have here; the rest of what is checked has the core's.
     options.check_eps(module.epsilon, caller=label, name="epsilon")
     options.check_decay(decay_of(module), caller=label, name=_name_of_decay(module))
-    weights = inputs.weights_of(label, x, mask, features)
+    reduced = axes.complement(features, x.ndim)
+    weights = inputs.weights_of(label, x, mask, reduced)
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
         x = x[None]

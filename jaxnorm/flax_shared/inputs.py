@@ -82,7 +82,7 @@ def parameter(
 
 
 def weights_of(
-    label: str, x: jax.Array, mask: ArrayLike | None, kept: tuple[int, ...]
+    label: str, x: jax.Array, mask: ArrayLike | None, reduced: tuple[int, ...]
 ) -> jax.Array | None:
     """Give a mask the rank of `x`: floats are weights, integers bools, as in Flax."""
     if mask is None:
@@ -90,7 +90,9 @@ def weights_of(
     array = arguments.as_array(mask, caller=label, name="mask")
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(bool)
-    return arguments.expand_weights(array, x, kept=kept, caller=label, name="mask")
+    return arguments.expand_weights(
+        array, x, reduced=reduced, caller=label, name="mask"
+    )
 
 
 def flag(label: str, name: str, value: Any) -> bool | jax.Array:

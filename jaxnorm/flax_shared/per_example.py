@@ -119,8 +119,7 @@ def normalize(
     """Normalize by the moments over the reduced axes, and over devices."""
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
-    kept = axes.complement(plan.reduced, x.ndim)
-    weights = inputs.weights_of(label, x, mask, kept)
+    weights = inputs.weights_of(label, x, mask, plan.reduced)
     if plan.reduced:
         axes.check_reduced(x, plan.reduced, name, caller=label)
     eps = options.check_eps(module.epsilon, caller=label, name="epsilon", usual="1e-6")

@@ -58,10 +58,10 @@ def batch_norm(
       eps: added to the variance; positive.
       feature_axis: axis, or axes, that keep statistics of their own.
       weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
-        where rows and features could be confounded. Elements of
-        weight 0 have no influence on anything else; they are normalized like the others
-        (one that is not finite gives the bias). A feature that may be fully masked
-        needs a weight of its own in `stats` (see `update_stats`).
+        where rows and features could be confounded. Elements of weight 0 have no
+        influence on anything else; they are normalized like the others (one that is not
+        finite gives the bias). A feature that may be fully masked needs a weight of its
+        own in `stats` (see `update_stats`).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
         collective (two of more than 32 devices). It has to be bound in evaluation too,
@@ -113,20 +113,20 @@ def batch_norm(
     features = axes.canonicalize_axes(
         feature_axis, x.ndim, caller=caller, name="feature_axis"
     )
+    reduced = axes.complement(features, x.ndim)
     stats = check_features(stats, x, features, caller=caller)
     operands = check_operands(
         x,
         features,
+        reduced,
         scale,
         bias,
         weights=weights,
         eps=eps,
         add=add,
-        kept=features,
         caller=caller,
     )
     output = Output(dtype, options.check_activation(activation, x, caller=caller))
-    reduced = axes.complement(features, x.ndim)
     over = Reduction(reduced, axis_name, groups)
 
     def train(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:

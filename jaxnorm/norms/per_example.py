@@ -72,9 +72,8 @@ def layer_norm(
     caller = "layer_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    kept = axes.complement(reduced, x.ndim)
     operands = check_operands(
-        x, reduced, scale, bias, weights=weights, eps=eps, kept=kept, caller=caller
+        x, reduced, reduced, scale, bias, weights=weights, eps=eps, caller=caller
     )
     return _normalize(operands, Reduction(reduced, axis_name), dtype, caller)
 
@@ -127,9 +126,8 @@ def rms_norm(
     caller = "rms_norm"
     x = arguments.check_input(x, caller=caller)
     reduced = axes.canonicalize_axes(axis, x.ndim, caller=caller, name="axis")
-    kept = axes.complement(reduced, x.ndim)
     operands = check_operands(
-        x, reduced, scale, None, weights=weights, eps=eps, kept=kept, caller=caller
+        x, reduced, reduced, scale, None, weights=weights, eps=eps, caller=caller
     )
     over = Reduction(reduced, axis_name, centered=False)
     return _normalize(operands, over, dtype, caller)
@@ -204,16 +202,15 @@ def group_norm(
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
     channel = axes.single(features, caller=caller)
     groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
-    kept = axes.complement((channel, *spatial), x.ndim)
     operands = check_operands(
         x,
         features,
+        (channel, *spatial),
         scale,
         bias,
         weights=weights,
         eps=eps,
         add=add,
-        kept=kept,
         caller=caller,
     )
     over = Reduction(spatial, axis_name, channel_groups=(channel, groups))
@@ -275,9 +272,8 @@ def instance_norm(
     caller = "instance_norm"
     x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
-    kept = axes.complement(spatial, x.ndim)
     operands = check_operands(
-        x, features, scale, bias, weights=weights, eps=eps, kept=kept, caller=caller
+        x, features, spatial, scale, bias, weights=weights, eps=eps, caller=caller
     )
     return _normalize(operands, Reduction(spatial, axis_name), dtype, caller)
 
