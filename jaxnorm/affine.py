@@ -27,15 +27,10 @@ class Operands(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What becomes of the normalized values. Hashable.
-
-    `moments_used=False` says that nothing else depends on the moments (see `measure`),
-    which matters in the forward pass alone.
-    """
+    """What becomes of the normalized values. Hashable."""
 
     dtype: np.dtype
     activation: str | None = None
-    moments_used: bool = True
 
 
 def affine(

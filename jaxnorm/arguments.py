@@ -1,6 +1,6 @@
 """Checks and conversions of arguments that are arrays: dtype, shape, broadcasting."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,19 +8,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnorm.axes import sizes_in_words
+from jaxnorm.dtypes import statistics_dtype
 from jaxnorm.options import known
-
-Parameter = TypeVar("Parameter", jax.Array, jax.Array | None)
-
-
-def statistics_dtype(dtype: Any) -> np.dtype:
-    """Return the dtype that statistics of `dtype` input are computed in."""
-    return np.promote_types(dtype, np.float32)
-
-
-def is_half(x: jax.Array) -> bool:
-    """Whether `x` has half precision."""
-    return x.dtype.itemsize < 4
 
 
 def check_input(x: ArrayLike, *, caller: str, name: str = "x") -> jax.Array:
@@ -108,16 +97,6 @@ def check_real(what: str, parts: dict[str, jax.Array], *, caller: str) -> None:
                 f"{caller}: {what} real, of complex x too. Received {name} of "
                 f"{part.dtype}; pass {name}.real."
             )
-
-
-def widen(parameter: Parameter, x: jax.Array) -> Parameter:
-    """Return a parameter with at least the precision that `x` is computed in."""
-    if parameter is None:
-        return None
-    real = jnp.finfo(statistics_dtype(x.dtype)).dtype
-    inexact = jnp.issubdtype(parameter.dtype, jnp.inexact)
-    dtype = np.promote_types(parameter.dtype, real) if inexact else real
-    return parameter.astype(dtype)
 
 
 def expand_weights(

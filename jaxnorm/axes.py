@@ -7,14 +7,16 @@ it. They are raised at trace time, at the door; what is behind it trusts its arg
 import math
 import operator
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import jax
 from jax import lax
 
+from jaxnorm import options
+
 Axes = int | Sequence[int]
 AxisName = Hashable  # or a tuple of them
 AxisGroups = Sequence[Sequence[int]]
+Groups = tuple[tuple[int, ...], ...]  # the same, checked and hashable
 
 
 def canonicalize_axes(
@@ -28,7 +30,7 @@ def canonicalize_axes(
         raise TypeError(
             f"{caller}: {name} must be an integer or a sequence of integers. "
             f"Received {name}={axes!r}; "
-            f"{static_or('count axes from 0, or from -1 backwards', *given)}."
+            f"{options.static_or('count axes from 0, or from -1 backwards', *given)}."
         ) from None
     for axis in indices:
         if not -ndim <= axis < ndim:
@@ -46,20 +48,6 @@ def canonicalize_axes(
     return canonical
 
 
-def static_or(mend: str, *values: Any) -> str:
-    """Return how to mend what must be known at trace time, if it is traced."""
-    traced = any(isinstance(value, jax.core.Tracer) for value in values)
-    return "make it a static argument of jit" if traced else mend
-
-
-def whole_number(value: Any) -> int:
-    """Return the value if it is an integer of 1 or more, and 0 if not."""
-    try:
-        return max(0, operator.index(value))
-    except TypeError:
-        return 0
-
-
 def complement(axes: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     """Return the axes of a rank-`ndim` array that are not in `axes`."""
     return tuple(axis for axis in range(ndim) if axis not in axes)
@@ -71,7 +59,7 @@ def sizes_in_words(axes: tuple[int, ...]) -> str:
     return f"the size of axis {axes[0]}" if one else f"the sizes of axes {axes}"
 
 
-def single(features: tuple[int, ...], *, caller: str) -> int:
+def single_axis(features: tuple[int, ...], *, caller: str) -> int:
     """Return the one feature axis."""
     if len(features) != 1:
         raise ValueError(
@@ -126,7 +114,7 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
         raise TypeError(
             f"{caller}: num_groups must be an integer. Received "
             f"num_groups={num_groups!r}; "
-            f"{static_or('pass a whole number, such as 32', num_groups)}."
+            f"{options.static_or('pass a whole number, such as 32', num_groups)}."
         ) from None
     if num_groups < 1 or channels % num_groups:
         if isinstance(channels, int):
@@ -150,7 +138,7 @@ def _nearest_divisors(channels: int, number: int) -> str:
 
 def check_axis_name(
     axis_name: AxisName | None, axis_index_groups: AxisGroups | None, *, caller: str
-) -> tuple[tuple[int, ...], ...] | None:
+) -> Groups | None:
     """Raise unless `axis_name` is bound here and the groups partition it.
 
     Returns the groups as nested tuples.
@@ -196,7 +184,7 @@ def check_axis_name(
 
 def _check_partition(
     axis_index_groups: AxisGroups, axis_name: AxisName, size: int, *, caller: str
-) -> tuple[tuple[int, ...], ...]:
+) -> Groups:
     """Return the groups as nested tuples, if they partition the axis evenly."""
     try:
         groups = tuple(

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm.axes import AxisName
+from jaxnorm.axes import AxisName, Groups
 from jaxnorm.sharding import is_spread
 
-Groups = tuple[tuple[int, ...], ...]
 Tree = TypeVar("Tree")
 
 

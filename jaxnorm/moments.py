@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, measuring, shifted
+from jaxnorm import arguments, axes, dtypes, measuring, shifted
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.exporting import serializable
-from jaxnorm.measuring import Reduction
+from jaxnorm.reduction import Reduction
 from jaxnorm.shifted import ShiftedMoments, reciprocal
 
 
@@ -205,7 +205,7 @@ def check_moments(moments: Any, *, caller: str) -> Moments:
 def _widened(leaf: jax.Array) -> jax.Array:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf.astype(jnp.result_type(float))
-    return leaf.astype(arguments.statistics_dtype(leaf.dtype))
+    return leaf.astype(dtypes.statistics_dtype(leaf.dtype))
 
 
 @partial(jax.jit, inline=True)  # see `normalization`
@@ -218,19 +218,19 @@ def _merge_pair(a: ShiftedMoments, b: ShiftedMoments) -> Moments:
 def _measure(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:
-    return _differentiable(x, weights, over)
+    return _moments(x, weights, over)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _differentiable(
+def _moments(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:
     return measuring.measure(x, weights, over)
 
 
-@partial(_differentiable.defjvp, symbolic_zeros=True)
-def _differentiable_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
-    moments = _differentiable(*primals, over)
+@partial(_moments.defjvp, symbolic_zeros=True)
+def _moments_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
+    moments = _moments(*primals, over)
 
     # Checkpointed, so that x itself is what a linearization keeps.
     @partial(jax.checkpoint, prevent_cse=False)

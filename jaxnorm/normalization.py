@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options, sharding
+from jaxnorm import arguments, axes, dtypes, options, sharding
 from jaxnorm.affine import (
     Operands,
     Output,
@@ -29,17 +29,15 @@ from jaxnorm.affine import (
 )
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
-    Reduction,
-    deviations,
     drop_symbolic_zeros,
     measure,
     moment_tangents,
     moments_per_channel,
-    per_channel,
-    replace_unused,
 )
+from jaxnorm.reduction import Reduction, per_channel
 from jaxnorm.shifted import ShiftedMoments, reciprocal
-from jaxnorm.tangent import tangent
+from jaxnorm.tangent import output_tangent
+from jaxnorm.weighting import deviations, replace_hidden
 
 
 def normalize(
@@ -117,19 +115,20 @@ def normalize_by_statistics(
 
     What is hidden by a weight of 0 and not finite is taken to lie at the mean.
     """
-    mean, var = (arguments.widen(v, operands.x) for v in (mean, var))
+    mean, var = (dtypes.widen(v, operands.x) for v in (mean, var))
     return _by_statistics(_widened(operands), mean, var, output)
 
 
-@partial(jax.jit, static_argnums=(1, 2), inline=True)
+@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
 def normalize_by_moments(
-    operands: Operands, over: Reduction, output: Output
+    operands: Operands, over: Reduction, output: Output, moments_used: bool = True
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Normalize `x` by its own moments. Returns the output and the moments.
 
-    An empty set (all weights 0) gives 0, and so zero gradients.
+    An empty set (all weights 0) gives 0, and so zero gradients. `moments_used=False`
+    says that the moments are dropped (see `measure`).
     """
-    return _by_moments(_widened(operands), over, output)
+    return _by_moments(_widened(operands), over, output, moments_used)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -137,10 +136,10 @@ def _by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output
 ) -> jax.Array:
     x, weights, scale, bias, eps, add = operands
-    d = x.astype(arguments.statistics_dtype(x.dtype)) - mean
-    d = replace_unused(d, 0, x, weights)
+    d = x.astype(dtypes.statistics_dtype(x.dtype)) - mean
+    d = replace_hidden(d, 0, x, weights)
     inverse = lax.rsqrt(var + eps)
-    y = affine(d, inverse, scale, bias, half=arguments.is_half(x))
+    y = affine(d, inverse, scale, bias, half=dtypes.is_half(x))
     return finish(y, add, output)
 
 
@@ -148,45 +147,47 @@ def _by_statistics(
 def _by_statistics_jvp(
     output: Output, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    def differentiate(
-        operands: Operands, mean: jax.Array, var: jax.Array, tangents: tuple[Any, ...]
-    ) -> jax.Array:
-        t_operands, t_mean, t_var = tangents
-        x, weights = operands.x, operands.weights
-        dtype = jnp.promote_types(arguments.statistics_dtype(x.dtype), mean.dtype)
-        shift = mean.astype(dtype)
-        moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
-        if t_operands.x is not None:
-            t_x = t_operands.x.astype(dtype)
-            t_x = replace_unused(t_x, 0 if t_mean is None else t_mean, x, weights)
-            t_operands = t_operands._replace(x=t_x)
-        return tangent(
-            output.activation,
-            operands,
-            moments,
-            t_operands,
-            t_mean,
-            t_var,
-            has_remainder=False,
-        )
-
-    operands, mean, var = primals
-    y = _by_statistics(operands, mean, var, output)
-    differentiate = jax.checkpoint(differentiate, prevent_cse=False)
-    t_y = differentiate(operands, mean, var, drop_symbolic_zeros(tangents))
+    y = _by_statistics(*primals, output)
+    differentiate = jax.checkpoint(
+        partial(_by_statistics_tangent, output.activation), prevent_cse=False
+    )
+    t_y = differentiate(*primals, *drop_symbolic_zeros(tangents))
     return y, sharding.as_spread(t_y.astype(output.dtype), y)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _by_statistics_tangent(
+    activation: str | None,
+    operands: Operands,
+    mean: jax.Array,
+    var: jax.Array,
+    tangents: Operands,
+    t_mean: jax.Array | None,
+    t_var: jax.Array | None,
+) -> jax.Array:
+    """Return the tangent of the output. A tangent of None is 0."""
+    x, weights = operands.x, operands.weights
+    dtype = jnp.promote_types(dtypes.statistics_dtype(x.dtype), mean.dtype)
+    shift = mean.astype(dtype)
+    moments = ShiftedMoments(jnp.ones_like(var), shift, jnp.zeros_like(shift), var)
+    if tangents.x is not None:
+        t_x = tangents.x.astype(dtype)
+        t_x = replace_hidden(t_x, 0 if t_mean is None else t_mean, x, weights)
+        tangents = tangents._replace(x=t_x)
+    return output_tangent(
+        activation, operands, moments, tangents, t_mean, t_var, has_remainder=False
+    )
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
 def _by_moments(
-    operands: Operands, over: Reduction, output: Output
+    operands: Operands, over: Reduction, output: Output, moments_used: bool
 ) -> tuple[jax.Array, ShiftedMoments]:
     x, weights, scale, bias, eps, add = operands
-    pooled = measure(x, weights, over, moments_used=output.moments_used)
+    pooled = measure(x, weights, over, moments_used=moments_used)
     moments = moments_per_channel(pooled, over, x)
     d = deviations(x, moments.shift, moments.mean, weights)
     inverse = lax.rsqrt(moments.var + eps)
-    half = arguments.is_half(x)
+    half = dtypes.is_half(x)
     if x.ndim - 1 not in over.axis and constant_within_sets(inverse, scale, bias):
         _, offset = gain_and_offset(moments, inverse, scale, bias)
         y = affine(d, inverse, scale, offset, half=half)
@@ -201,19 +202,20 @@ def _by_moments(
 def _by_moments_jvp(
     over: Reduction,
     output: Output,
+    moments_used: bool,
     primals: tuple[Operands],
     tangents: tuple[Operands],
 ) -> Any:
-    y, moments = _by_moments(*primals, over, output._replace(moments_used=True))
+    y, moments = _by_moments(*primals, over, output, True)  # the tangent needs them
     differentiate = jax.checkpoint(
-        partial(_differentiate, over, output.activation), prevent_cse=False
+        partial(_by_moments_tangent, over, output.activation), prevent_cse=False
     )
     t_y, t_moments = differentiate(*primals, moments, *drop_symbolic_zeros(tangents))
     t_y = sharding.as_spread(t_y.astype(output.dtype), y)
     return (y, moments), (t_y, t_moments)
 
 
-def _differentiate(
+def _by_moments_tangent(
     over: Reduction,
     activation: str | None,
     operands: Operands,
@@ -236,8 +238,8 @@ def _differentiate(
         if weights is not None:
             if t_x is None:
                 t_x = jnp.zeros_like(x, moments.shift.dtype)
-            t_x = replace_unused(t_x, t_mean, x, weights)
-    t_y = tangent(
+            t_x = replace_hidden(t_x, t_mean, x, weights)
+    t_y = output_tangent(
         activation,
         operands,
         moments,
@@ -250,6 +252,6 @@ def _differentiate(
 
 
 def _widened(operands: Operands) -> Operands:
-    scale = arguments.widen(operands.scale, operands.x)
-    bias = arguments.widen(operands.bias, operands.x)
+    scale = dtypes.widen(operands.scale, operands.x)
+    bias = dtypes.widen(operands.bias, operands.x)
     return operands._replace(scale=scale, bias=bias)

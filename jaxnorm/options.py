@@ -4,14 +4,13 @@ What is known is checked; a traced value, or one that other processes hold parts
 trusted.
 """
 
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-
-from jaxnorm.axes import static_or
 
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
@@ -159,6 +158,20 @@ def known(value: ArrayLike) -> np.ndarray | None:
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return None
     return np.asarray(value)
+
+
+def static_or(mend: str, *values: Any) -> str:
+    """Return how to mend what must be known at trace time, if it is traced."""
+    traced = any(isinstance(value, jax.core.Tracer) for value in values)
+    return "make it a static argument of jit" if traced else mend
+
+
+def whole_number(value: Any) -> int:
+    """Return the value if it is an integer of 1 or more, and 0 if not."""
+    try:
+        return max(0, operator.index(value))
+    except TypeError:
+        return 0
 
 
 def _is_real_scalar(value: Any) -> bool:

@@ -21,7 +21,7 @@ Tree = TypeVar("Tree")
 
 
 def vary_like(
-    examples: Sequence[jax.Array | None], arrays: Sequence[jax.Array]
+    arrays: Sequence[jax.Array], examples: Sequence[jax.Array | None]
 ) -> list[jax.Array]:
     """Mark arrays of one shape as differing between devices where an example does.
 
@@ -37,7 +37,7 @@ def vary_like(
 def vary(tree: Tree, *examples: jax.Array | None) -> Tree:
     """Mark leaves as differing between devices wherever an example does."""
     present = (example for example in examples if example is not None)
-    over = frozenset().union(*(_varies(jax.typeof(example)) for example in present))
+    over = frozenset().union(*(_vma(jax.typeof(example)) for example in present))
     return jax.tree.map(partial(_vary_over, over=over), tree)
 
 
@@ -57,9 +57,9 @@ def cond(
     if jax.sharding.get_abstract_mesh().manual_axes:
         args = vary(args, flag)
         types = [jax.eval_shape(f, *args) for f in functions]
-        wanted = jax.tree.map(lambda a, b: _varies(a) | _varies(b), *types)
+        vma = jax.tree.map(lambda a, b: _vma(a) | _vma(b), *types)
         functions = [
-            lambda *a, f=f: jax.tree.map(_vary_over, f(*a), wanted) for f in functions
+            lambda *a, f=f: jax.tree.map(_vary_over, f(*a), vma) for f in functions
         ]
     return lax.cond(flag, *functions, *args)
 
@@ -121,13 +121,13 @@ def is_spread(value: jax.Array) -> bool:
 
 def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
     """Mark `leaf` as differing along these manual axes too."""
-    missing = tuple(over - _varies(jax.typeof(leaf)))
+    missing = tuple(over - _vma(jax.typeof(leaf)))
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
 
-def _varies(kind: Any) -> frozenset[AxisName]:
-    """Return the manual axes along which what is of this type may differ."""
-    manual = kind.manual_axis_type
+def _vma(aval: Any) -> frozenset[AxisName]:
+    """Return the varying manual axes of a type: devices may differ along them."""
+    manual = aval.manual_axis_type
     return frozenset() if manual is None else manual.varying
 
 

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import devices
-from jaxnorm.axes import AxisName
-from jaxnorm.devices import Groups
+from jaxnorm.axes import AxisName, Groups
 
 # Of more devices than these, a list of what each has costs more than a second round.
 FEW_DEVICES = 32

@@ -13,16 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# The number of slices. Of float32 arrays, more than so many places that are read in
-# turns, in all of them together, are slower. One of fewer than 32 bits is written to
-# memory in float32 if one loop would convert it in more than 15 places; there so many
-# are the best also of two arrays.
-LEAST, MOST, MOST_NARROW = 4, 16, 14
-# Along the last axis slices are short, so that what they are added up to stays in
-# registers, and a multiple of what is computed at once. Long rows are folded, until
-# there are at most so many slices (of one large array, of two), of such a size or less.
-MULTIPLE, MOST_SHORT, MOST_SHORT_OF_TWO, SHORT = 16, 64, 16, 16
-MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW = 8, 14, 64
+
+class Limits(NamedTuple):
+    """How many slices are fast, and how long ones along the last axis should be."""
+
+    most: int  # slices of one or two arrays together, not along the last axis
+    most_of_one: int  # slices along the last axis, of one large array
+    most_of_two: int  # and of each of two
+    multiple: int  # of how many elements slices along the last axis are
+    short: int  # how many elements they should have at most
+
+
+# Reading float32 arrays in more than 16 places by turns, counted over all arrays, is
+# slower. An array of fewer than 32 bits is written to memory in float32 if one loop
+# would convert it in more than 15 places; 14 are the best also of two arrays. Along the
+# last axis slices are short, so that what they are added up to stays in registers, and
+# a multiple of what is computed at once; long rows are folded until they are.
+WIDE = Limits(most=16, most_of_one=64, most_of_two=16, multiple=16, short=16)
+NARROW = Limits(most=14, most_of_one=14, most_of_two=14, multiple=8, short=64)
+LEAST = 4  # slices
 # Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
 # loop if there is one only.
@@ -49,29 +58,29 @@ class Cut(NamedTuple):
     shape: tuple[int, ...]
     group: Axis
     fold: int
-    number: int
-    size: int
+    num_slices: int
+    slice_rows: int
     narrow: bool
 
     @property
-    def start(self) -> int:
+    def merged_axis(self) -> int:
         """The merged axis."""
         return self.group[0]
 
     @property
-    def rows(self) -> int:
+    def cut_axis(self) -> int:
         """The axis that is cut, behind that of the folds if there is one."""
-        return self.start + (self.fold > 1)
+        return self.merged_axis + (self.fold > 1)
 
     @property
-    def length(self) -> int:
+    def num_rows(self) -> int:
         """The number of rows, which is the size of the axis that is cut."""
         return math.prod(self.shape[a] for a in self.group) // self.fold
 
     @property
     def overlap(self) -> int:
         """The number of rows that the last slice shares with the one before it."""
-        return self.number * self.size - self.length
+        return self.num_slices * self.slice_rows - self.num_rows
 
     @property
     def along_last_axis(self) -> bool:
@@ -87,9 +96,9 @@ class Cut(NamedTuple):
 
         def merge(v: jax.Array) -> jax.Array:
             full = any(v.shape[a] > 1 for a in self.group)
-            sizes = (self.fold, self.length) if full else (1, 1)
+            sizes = (self.fold, self.num_rows) if full else (1, 1)
             sizes_kept = sizes if self.fold > 1 else sizes[1:]
-            before, after = v.shape[: self.start], v.shape[self.group[-1] + 1 :]
+            before, after = v.shape[: self.merged_axis], v.shape[self.group[-1] + 1 :]
             return v.reshape(*before, *sizes_kept, *after)
 
         return [None if v is None else merge(v) for v in operands]
@@ -100,20 +109,20 @@ class Cut(NamedTuple):
         All of them are broadcast first: once, and not in every slice, as XLA takes time
         to compile each operation.
         """
-        starts = [self.size * i for i in range(self.number)]
+        starts = [self.slice_rows * i for i in range(self.num_slices)]
         starts[-1] -= self.overlap
-        spans = [(start, start + self.size) for start in starts]
+        spans = [(start, start + self.slice_rows) for start in starts]
         merged = self.merge(operands)
         full = merged[0].shape
-        sizes = (*full[: self.rows], self.size, *full[self.rows + 1 :])
+        sizes = (*full[: self.cut_axis], self.slice_rows, *full[self.cut_axis + 1 :])
 
         def cut(v: Any) -> list[Any]:
             if v is None:
-                return [v] * self.number
-            if v.shape[self.rows] == 1:
-                return [jnp.broadcast_to(v, sizes)] * self.number
+                return [v] * self.num_slices
+            if v.shape[self.cut_axis] == 1:
+                return [jnp.broadcast_to(v, sizes)] * self.num_slices
             v = jnp.broadcast_to(v, full)
-            return [lax.slice_in_dim(v, *span, axis=self.rows) for span in spans]
+            return [lax.slice_in_dim(v, *span, axis=self.cut_axis) for span in spans]
 
         return [list(part) for part in zip(*map(cut, merged), strict=True)]
 
@@ -121,20 +130,20 @@ class Cut(NamedTuple):
         """Return what was made of each slice, without the rows that are in two."""
         *parts, last = parts
         if self.overlap:
-            rows = lax.broadcasted_iota(jnp.int32, last.shape, self.rows)
+            rows = lax.broadcasted_iota(jnp.int32, last.shape, self.cut_axis)
             last = jnp.where(rows >= self.overlap, last, 0)
         return [*parts, last]
 
     def reduce(self, left: jax.Array) -> jax.Array:
         """Sum over the merged axis. Those of the group are kept with size 1."""
         window = [1] * left.ndim
-        while (w := _window(left.shape[self.rows])) > 1:
-            window[self.rows] = w
+        while (w := _window(left.shape[self.cut_axis])) > 1:
+            window[self.cut_axis] = w
             zero = np.zeros((), left.dtype)
             left = lax.reduce_window(left, zero, lax.add, window, window, "VALID")
-            if left.shape[self.rows] <= XLA_WINDOW:
+            if left.shape[self.cut_axis] <= XLA_WINDOW:
                 break
-        merged = tuple(range(self.start, self.rows + 1))
+        merged = tuple(range(self.merged_axis, self.cut_axis + 1))
         return jnp.expand_dims(jnp.sum(left, merged), self.group)
 
 
@@ -157,34 +166,33 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     narrow = any(v.dtype.itemsize < 4 for v in present)
     length, group = lengths[chosen], groups[chosen]
     large = [v.dtype.itemsize for v in present if v.size == x.size]
-    if not inner and length >= LEAST * MULTIPLE:
-        short = _short(length, narrow, alone=len(large) == 1)
+    if not inner and length >= LEAST * WIDE.multiple:
+        short = _cut_last_axis(length, narrow, alone=len(large) == 1)
         return Cut(x.shape, group, *short, narrow)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
-    most = MOST_NARROW if narrow else max(LEAST, MOST // len(large))
+    most = NARROW.most if narrow else max(LEAST, WIDE.most // len(large))
     # Where single rows were left, with nothing to be reduced, XLA would add up slices
     # anew for every user of the sums. (Of two or three single values nothing is left.)
     least, shortest = (LEAST, 2) if inner else (2, 1)
-    best = _best(length, least, most, shortest, row)
+    best = _cheapest(length, least, most, shortest, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 
 
-def _short(length: int, narrow: bool, *, alone: bool) -> tuple[int, int, int]:
+def _cut_last_axis(length: int, narrow: bool, *, alone: bool) -> tuple[int, int, int]:
     """Return how often to fold a last axis, how many slices to cut, and of what size.
 
-    Where its length has no factor that is right, slices are longer.
+    Where no factor of its length will do, it is not folded and slices are longer.
     """
-    most = MOST_SHORT if alone else MOST_SHORT_OF_TWO
-    multiple, short = MULTIPLE, SHORT
-    if narrow:
-        multiple, most, short = MULTIPLE_NARROW, MOST_SHORT_NARROW, SHORT_NARROW
-    folds = range(math.ceil(length / (most * short)), length // short // LEAST + 1)
+    limits = NARROW if narrow else WIDE
+    most = limits.most_of_one if alone else limits.most_of_two
+    longest = length // limits.short // LEAST
+    folds = range(math.ceil(length / (most * limits.short)), longest + 1)
     fold = next((n for n in folds if length % n == 0), 1)
-    size = multiple * math.ceil(length / fold / multiple / most)
+    size = limits.multiple * math.ceil(length / fold / limits.multiple / most)
     return fold, math.ceil(length / fold / size), size
 
 
-def _best(
+def _cheapest(
     length: int, least: int, most: int, shortest: int, row: int
 ) -> tuple[int, int] | None:
     """Return how many slices to cut, and of what size; None if `length` is too short.

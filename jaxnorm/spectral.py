@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options, sharding
+from jaxnorm import arguments, axes, dtypes, options, sharding
 from jaxnorm.exporting import serializable
 from jaxnorm.shifted import square
 
@@ -74,7 +74,7 @@ def init_spectral_stats(
             f"{caller}: dtype must be floating-point. Received {dtype.name}; the usual "
             "one is float32."
         )
-    wide = arguments.statistics_dtype(dtype)
+    wide = dtypes.statistics_dtype(dtype)
     u = jax.random.normal(key, (num_features,), wide)
     u = u * lax.rsqrt(jnp.sum(square(u)))
     return SpectralStats(u.astype(dtype), jnp.ones((), dtype))
@@ -144,7 +144,7 @@ def spectral_norm(
     features = axes.canonicalize_axes(
         feature_axis, kernel.ndim, caller=caller, name="feature_axis"
     )
-    axis = axes.single(features, caller=caller)
+    axis = axes.single_axis(features, caller=caller)
     n_steps = _check_steps(n_steps, caller)
     stats = _check_spectral(kernel, stats, axis, caller)
 
@@ -162,7 +162,7 @@ def _divide(
     dtype: np.dtype,
 ) -> tuple[jax.Array, SpectralStats]:
     """Iterate, and divide by the singular value."""
-    v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
+    v = kernel.astype(dtypes.statistics_dtype(kernel.dtype))
     # The singular vectors are constants: sigma is linear in the kernel, and this is
     # its derivative where they are exact.
     constant, u = lax.stop_gradient((v, stats.u))
@@ -208,11 +208,11 @@ def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Arra
 
 def _check_steps(n_steps: int, caller: str) -> int:
     """Return the steps of power iteration, if they are a number of 1 or more."""
-    steps = axes.whole_number(n_steps)
+    steps = options.whole_number(n_steps)
     if not steps:
         raise ValueError(
             f"{caller}: n_steps must be an integer, at least 1. Received "
-            f"n_steps={n_steps}; {axes.static_or('the usual value is 1', n_steps)}."
+            f"n_steps={n_steps}; {options.static_or('the usual value is 1', n_steps)}."
         )
     return steps
 

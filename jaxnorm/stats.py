@@ -16,7 +16,7 @@ import numpy as np
 from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options
+from jaxnorm import arguments, axes, dtypes, options
 from jaxnorm.exporting import serializable
 from jaxnorm.moments import Moments
 
@@ -72,7 +72,7 @@ def init_stats(
         tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
     )
     dtype = options.as_dtype(dtype, caller="init_stats")
-    if dtype != arguments.statistics_dtype(dtype):
+    if dtype != dtypes.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
@@ -148,7 +148,7 @@ def _mend_of_features(stats: NormStats, x: jax.Array, sizes: tuple[int, ...]) ->
 def check_precision(stats: NormStats, *, caller: str) -> None:
     """Raise unless running statistics have the digits to be updated."""
     for name, leaf in stats._asdict().items():
-        if leaf.dtype != arguments.statistics_dtype(leaf.dtype):
+        if leaf.dtype != dtypes.statistics_dtype(leaf.dtype):
             raise TypeError(
                 f"{caller}: running statistics need at least float32, or small updates "
                 f"are lost. Received stats.{name} of {leaf.dtype}; leave them out "
@@ -182,5 +182,5 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
     arguments.check_real("a variance and a weight are", real, caller=caller)
     # An integer could not grow by 1 - decay, and one of Python has no dtype of its own.
     if jax.typeof(weight).weak_type or not jnp.issubdtype(weight.dtype, jnp.inexact):
-        weight = weight.astype(jnp.finfo(arguments.statistics_dtype(var.dtype)).dtype)
+        weight = weight.astype(jnp.finfo(dtypes.statistics_dtype(var.dtype)).dtype)
     return NormStats(mean, var, weight)

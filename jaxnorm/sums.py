@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm import arguments, linear, sharding, slices
+from jaxnorm import dtypes, linear, sharding, slices
 from jaxnorm.slices import Arrays, Axis
 
 # The mean of a part of an array is taken of rows in so many places.
@@ -61,8 +61,8 @@ def sum_linear_terms(
         return _sum_plainly(f, axis, t, *operands)
     t = sharding.vary(t, *operands)
     count = len(jax.eval_shape(f, t, *operands))
-    add_up, spread = _sums_and_transpose(f, count, cut, axis, t.dtype)
-    return linear.call(add_up, spread, operands, (t,))
+    add_up, broadcast = _sums_and_transpose(f, count, cut, axis, t.dtype)
+    return linear.call(add_up, broadcast, operands, (t,))
 
 
 def combine(
@@ -89,7 +89,7 @@ def combine(
     dtype = jnp.result_type(*(v.dtype for v in present))
     wide = [v.astype(dtype) for v in jnp.broadcast_arrays(*given)]
     # Held last: what marks them as varying is not computed for each element either.
-    small = [hold(v) for v in sharding.vary_like(operands, wide)]
+    small = [hold(v) for v in sharding.vary_like(wide, operands)]
     constant = tuple(a for a in range(p.ndim) if small[0].shape[a] == 1)
     like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
     cut = slices.cut((like, *operands), constant)
@@ -97,8 +97,8 @@ def combine(
         u, v = f(*operands)
         y = u * small[0] if q is None else u * small[0] + small[1]
         return y if v is None else y * v
-    add_up, spread = _sums_and_transpose(products, len(small), cut, constant, dtype)
-    (combined,) = linear.call(spread, add_up, operands, small)
+    add_up, broadcast = _sums_and_transpose(products, len(small), cut, constant, dtype)
+    (combined,) = linear.call(broadcast, add_up, operands, small)
     return combined
 
 
@@ -112,7 +112,7 @@ def approximate_mean(
     d = x - shift, for little of the cost. Four fifths of sum(d^2) at most are then the
     shift's, and cancel. Half precision has fewer digits to lose: a 32nd is enough.
     """
-    dtype = arguments.statistics_dtype(x.dtype)
+    dtype = dtypes.statistics_dtype(x.dtype)
 
     def plain(x: jax.Array) -> tuple[jax.Array]:
         return (jnp.mean(x, axis, dtype, keepdims=True),)
@@ -128,6 +128,18 @@ def approximate_mean(
     # Elsewhere the sums over a row are fused with its output: there of all of it.
     (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
     return mean, False
+
+
+def _same(x: jax.Array) -> tuple[jax.Array]:
+    return (x,)
+
+
+def _quotient(x: jax.Array) -> tuple[jax.Array]:
+    one = np.ones((), x.dtype)
+    return (x / lax.clamp(one, x, one),)
+
+
+_AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 
 
 def hold(x: jax.Array) -> jax.Array:
@@ -146,6 +158,15 @@ def hold_cotangent(x: jax.Array) -> jax.Array:
     return _identity(x, _AS_IT_IS, _HELD)
 
 
+def _identity(
+    x: jax.Array, forward: linear.Forms, transpose: linear.Forms
+) -> jax.Array:
+    if not x.ndim or x.shape[-1] == 1 or jnp.iscomplexobj(x):
+        return x
+    (held,) = linear.call(forward, transpose, (), (x,))
+    return held
+
+
 def _mean_of_sample(
     axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array, *, packed: bool
 ) -> tuple[jax.Array]:
@@ -153,9 +174,9 @@ def _mean_of_sample(
     (merged,) = cut.merge((x,))
 
     def rows(place: int, first: int, count: int) -> jax.Array:
-        start = place * (cut.length // PLACES) + first
-        part = lax.slice_in_dim(merged, start, start + count, axis=cut.rows)
-        return part.astype(arguments.statistics_dtype(x.dtype))
+        start = place * (cut.num_rows // PLACES) + first
+        part = lax.slice_in_dim(merged, start, start + count, axis=cut.cut_axis)
+        return part.astype(dtypes.statistics_dtype(x.dtype))
 
     if packed:
         pairs = [
@@ -167,7 +188,7 @@ def _mean_of_sample(
         total = pair.real + pair.imag
     else:
         parts = [rows(place, 0, pieces * size) for place in range(PLACES)]
-        each = [jnp.sum(part, cut.rows, keepdims=True) for part in parts]
+        each = [jnp.sum(part, cut.cut_axis, keepdims=True) for part in parts]
         total = cut.reduce(slices.tree_sum(each))
     mean = total / (PLACES * pieces * size * cut.fold)
     others = cut.others(axis)
@@ -179,14 +200,14 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
 
     A size of 0 says that the mean of all is better.
     """
-    place = cut.length // PLACES
-    rows = math.ceil(cut.length / (128 if cut.narrow else 20))
+    place = cut.num_rows // PLACES
+    rows = math.ceil(cut.num_rows / (128 if cut.narrow else 20))
     if cut.along_last_axis:
         rows = max(rows, 8)
         # In half precision a plain sum writes all of x to memory in float32 first.
-        if not pack_last_axis or cut.length < rows * (4 if cut.narrow else 16):
+        if not pack_last_axis or cut.num_rows < rows * (4 if cut.narrow else 16):
             return 0, 0
-    most = (slices.MOST_NARROW if cut.narrow else slices.MOST) // PLACES
+    most = (slices.NARROW if cut.narrow else slices.WIDE).most // PLACES
     # Single rows need no reduction, but are then fused with what divides by their mean,
     # twice: in half precision 8 of them are 16 conversions, which is too many.
     single = 1 if cut.narrow else most
@@ -194,27 +215,6 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
     size = math.ceil(rows / pieces)
     sizes = range(size, min(size + slices.WINDOW, place // pieces + 1))
     return pieces, next((n for n in sizes if slices.is_fast(n)), size)
-
-
-def _identity(
-    x: jax.Array, forward: linear.Forms, transpose: linear.Forms
-) -> jax.Array:
-    if not x.ndim or x.shape[-1] == 1 or jnp.iscomplexobj(x):
-        return x
-    (held,) = linear.call(forward, transpose, (), (x,))
-    return held
-
-
-def _same(x: jax.Array) -> tuple[jax.Array]:
-    return (x,)
-
-
-def _quotient(x: jax.Array) -> tuple[jax.Array]:
-    one = np.ones((), x.dtype)
-    return (x / lax.clamp(one, x, one),)
-
-
-_AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 
 
 def _sum_plainly(f: Terms, axis: Axis, *operands: Any) -> tuple[jax.Array, ...]:
@@ -260,10 +260,10 @@ def _sums_and_transpose(
         *operands, t = values
         return _sum_packed(f, axis, cut, t, *operands)
 
-    def spread(*values: Any) -> tuple[jax.Array]:
+    def broadcast(*values: Any) -> tuple[jax.Array]:
         operands, small = values[:-count], values[-count:]
         t = lax.full_like(small[0], 0, dtype, cut.shape)  # varies over devices alike
         each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
-    return linear.Forms(plain, packed), linear.Forms(spread, spread)
+    return linear.Forms(plain, packed), linear.Forms(broadcast, broadcast)

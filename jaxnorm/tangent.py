@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import arguments, sums
+from jaxnorm import dtypes, sums
 from jaxnorm.affine import (
     Operands,
     constant_within_sets,
@@ -38,12 +38,12 @@ from jaxnorm.affine import (
     plus,
     times,
 )
-from jaxnorm.measuring import deviations, replace_unused
 from jaxnorm.options import ACTIVATIONS
 from jaxnorm.shifted import ShiftedMoments
+from jaxnorm.weighting import deviations, replace_hidden
 
 
-class Place(NamedTuple):
+class PreActivation(NamedTuple):
     """Where an activation is differentiated: at (x - shift) * gain + offset + add.
 
     `gain` and `offset` are None without an activation.
@@ -58,7 +58,7 @@ class Place(NamedTuple):
     offset: jax.Array | None
 
 
-def tangent(
+def output_tangent(
     activation: str | None,
     operands: Operands,
     moments: ShiftedMoments,
@@ -89,9 +89,9 @@ def tangent(
     gain, offset = None, None
     if activation is not None:
         gain, offset = gain_and_offset(moments, inverse, scale, bias)
-    place = Place(x, moments.shift, moments.mean, weights, add, gain, offset)
+    place = PreActivation(x, moments.shift, moments.mean, weights, add, gain, offset)
     outer_slope = None
-    if tangents.add is not None and not arguments.is_half(tangents.add):
+    if tangents.add is not None and not dtypes.is_half(tangents.add):
         # Backward, that of `add` is the output's times the slope, and is written to
         # memory, where the sums can read it. (In half precision it would be float32.)
         _, outer_slope = _deviations_and_slope(activation, place)
@@ -131,7 +131,7 @@ def _coefficients(
 
 
 def _deviations_and_slope(
-    activation: str | None, place: Place
+    activation: str | None, place: PreActivation
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return d, and the derivative of the activation, where there is one."""
     x, shift, mean, weights, add, gain, offset = place
@@ -139,7 +139,7 @@ def _deviations_and_slope(
     if activation is None or gain is None or offset is None:
         return d, None
     y = plus(d * gain + offset, add)
-    y = replace_unused(y, 0, y, weights)  # what is added may be hidden there as well
+    y = replace_hidden(y, 0, y, weights)  # what is added may be hidden there as well
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 
@@ -148,7 +148,7 @@ def _factors_of_p_and_q(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return what P, and what it and Q together, are multiplied by."""
     *place, outer_scale = operands
-    d, slope = _deviations_and_slope(activation, Place(*place))
+    d, slope = _deviations_and_slope(activation, PreActivation(*place))
     return d, slope if outer_scale is None else times(outer_scale, slope)
 
 
@@ -157,7 +157,7 @@ def _factors_of_scale_and_bias(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return what t_scale, and what it and t_bias together, are multiplied by."""
     *fields, inverse = operands
-    place = Place(*fields)
+    place = PreActivation(*fields)
     d, slope = _deviations_and_slope(activation, place)
     return (d - place.mean) * inverse, slope
 

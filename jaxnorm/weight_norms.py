@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options
+from jaxnorm import arguments, axes, dtypes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
-from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
+from jaxnorm.reduction import Reduction
 from jaxnorm.shifted import show_overflow, square
 
 
@@ -70,8 +70,8 @@ def weight_norm(
     scale = arguments.expand_parameter(
         scale, kernel, features, caller=caller, name="scale", of="kernel"
     )
-    v = kernel.astype(arguments.statistics_dtype(kernel.dtype))
-    scale = arguments.widen(scale, kernel)
+    v = kernel.astype(dtypes.statistics_dtype(kernel.dtype))
+    scale = dtypes.widen(scale, kernel)
     squares = show_overflow(jnp.sum(square(v), reduced, keepdims=True))
     w = v * lax.rsqrt(squares + eps)
     return (w if scale is None else w * scale).astype(dtype)
@@ -131,9 +131,7 @@ def weight_standardization(
         scale, kernel, features, caller=caller, name="scale", of="kernel"
     )
     operands = Operands(kernel, None, scale, None, eps)
-    return normalize_by_moments(
-        operands, Reduction(reduced), Output(dtype, moments_used=False)
-    )[0]
+    return normalize_by_moments(operands, Reduction(reduced), Output(dtype), False)[0]
 
 
 def _split_axes(

@@ -14,8 +14,9 @@ PACKAGE = Path(jaxnorm.__file__).parent
 # A module may import those above it in this list.
 ORDER = [
     "exporting",
-    "axes",
+    "dtypes",
     "options",
+    "axes",
     "arguments",
     "sharding",
     "devices",
@@ -23,6 +24,8 @@ ORDER = [
     "linear",
     "slices",
     "sums",
+    "reduction",
+    "weighting",
     "measuring",
     "affine",
     "tangent",

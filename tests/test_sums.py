@@ -265,7 +265,7 @@ def test_the_approximate_mean_is_near(rows, dtype, size):
 def test_slices_do_not_crowd_the_lines_of_a_cache(length, row):
     """At most eight of them begin at the same place of a page of 4096 bytes."""
     cut = slices.cut((jax.ShapeDtypeStruct((length, row // 4), jnp.float32),), (0,))
-    starts = [i * cut.size * row % 4096 for i in range(cut.number)]
+    starts = [i * cut.slice_rows * row % 4096 for i in range(cut.num_slices)]
     assert max(map(starts.count, starts)) <= 8
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes, options
+from jaxnorm import axes, dtypes, options
 from jaxnorm.flax_shared import inputs
 from jaxnorm.norms.batch import batch_norm
 from jaxnorm.stats import NormStats, init_stats
@@ -35,14 +35,17 @@ def stored_names(module: Any) -> tuple[str, ...]:
 def first_stats(module: Any, sizes: tuple[int, ...], dtype: DTypeLike) -> NormStats:
     """Return the running statistics that a BatchNorm starts with."""
     prior_weight = 0.0 if has_weight(module) else 1.0
-    dtype = arguments.statistics_dtype(dtype)
+    dtype = dtypes.statistics_dtype(dtype)
     return init_stats(sizes, prior_weight=prior_weight, dtype=dtype)
 
 
-def check_stats(
+def check_stored_stats(
     label: str, x: jax.Array, features: tuple[int, ...], stats: NormStats
 ) -> None:
-    """Raise unless the running statistics are those of this layer."""
+    """Raise unless the running statistics are those of this layer.
+
+    The core's error would say to start with `init_stats`.
+    """
     sizes = inputs.sizes_of(x, features)
     if stats.mean.shape != sizes or stats.var.shape != sizes:
         raise ValueError(
@@ -114,8 +117,8 @@ def _widened(stats: NormStats, x: jax.Array) -> NormStats:
     Those that come from elsewhere may be neither.
     """
     mean, var, weight = stats
-    dtype = arguments.statistics_dtype(mean.dtype)
+    dtype = dtypes.statistics_dtype(mean.dtype)
     if jnp.iscomplexobj(x):
-        dtype = jnp.promote_types(arguments.statistics_dtype(x.dtype), dtype)
-    var = var.astype(arguments.statistics_dtype(var.dtype))
+        dtype = jnp.promote_types(dtypes.statistics_dtype(x.dtype), dtype)
+    var = var.astype(dtypes.statistics_dtype(var.dtype))
     return NormStats(mean.astype(dtype), var, weight)

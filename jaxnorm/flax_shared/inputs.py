@@ -95,7 +95,7 @@ def weights_of(
     )
 
 
-def flag(label: str, name: str, value: Any) -> bool | jax.Array:
+def check_flag(label: str, name: str, value: Any) -> bool | jax.Array:
     """Return a Python bool, or a scalar array, which may be traced."""
     if isinstance(value, jax.Array) and not value.ndim:
         return value.astype(bool)
@@ -111,5 +111,5 @@ def flag(label: str, name: str, value: Any) -> bool | jax.Array:
 
 def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
     """Return whether a BatchNorm trains: the opposite of Flax's flag."""
-    evaluating = flag(label, "use_running_average", use_running_average)
+    evaluating = check_flag(label, "use_running_average", use_running_average)
     return ~evaluating if isinstance(evaluating, jax.Array) else not evaluating

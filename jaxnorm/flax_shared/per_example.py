@@ -9,8 +9,8 @@ from jaxnorm import axes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs
-from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
+from jaxnorm.reduction import Reduction
 
 
 class Plan(NamedTuple):
@@ -67,7 +67,7 @@ def group_plan(
 ) -> Plan:
     """Return the plan of GroupNorm."""
     features = inputs.axes_of(label, x, feature_axis, "feature_axis")
-    channel = axes.single(features, caller=label)
+    channel = axes.single_axis(features, caller=label)
     groups = count_groups(label, x.shape[channel], num_groups, group_size)
     if reduction_axes is None:
         reduced = tuple(sorted({*features, *range(1, x.ndim)}))
@@ -94,7 +94,7 @@ def count_groups(
         )
     if num_groups is not None:
         return axes.check_groups(channels, num_groups, caller=label)
-    size = axes.whole_number(group_size)
+    size = options.whole_number(group_size)
     if not size or channels % size:
         raise ValueError(
             f"{label}: group_size must be a whole number that divides the channels. "
@@ -131,4 +131,4 @@ def normalize(
         (channel,) = plan.features
         spatial = tuple(axis for axis in plan.reduced if axis != channel)
         over = over._replace(axis=spatial, channel_groups=(channel, plan.groups))
-    return normalize_by_moments(operands, over, Output(dtype, moments_used=False))[0]
+    return normalize_by_moments(operands, over, Output(dtype), False)[0]

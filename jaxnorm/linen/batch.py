@@ -115,7 +115,7 @@ class BatchNorm(Norm):
             if self.is_mutable_collection(STATS) or self.has_variable(STATS, name)
         }
         stats = stats._replace(**{name: leaf.value for name, leaf in stored.items()})
-        batch.check_stats(label, x, features, stats)
+        batch.check_stored_stats(label, x, features, stats)
         gamma, beta, dtype = self._parameters(x, features, scale, bias)
         y, stats = batch.normalize_batch(
             self,

@@ -104,7 +104,7 @@ class SpectralNorm(Reparametrized):
           What the layer returns.
         """
 
-        update = inputs.flag(label_of(self), "update_stats", update_stats)
+        update = inputs.check_flag(label_of(self), "update_stats", update_stats)
 
         def change(path: str, kernel: jax.Array) -> jax.Array:
             if not weight_norms.has_spectrum(self, label_of(self), "Input", kernel):

@@ -113,7 +113,7 @@ class BatchNorm(AffineNorm):
         stats = NormStats(self.mean[...], self.var[...], jnp.ones(()))
         names = batch.stored_names(self)
         stats = stats._replace(**{name: getattr(self, name)[...] for name in names})
-        batch.check_stats(label, x, features, stats)
+        batch.check_stored_stats(label, x, features, stats)
         dtype = self._output_dtype(x, stats.mean, stats.var, gamma, beta)
         y, stats = batch.normalize_batch(
             self,

@@ -109,7 +109,7 @@ class SpectralNorm(nnx.Module):
           What the layer returns.
         """
         given = not self.use_running_average if update_stats is None else update_stats
-        update = inputs.flag(type(self).__name__, "update_stats", given)
+        update = inputs.check_flag(type(self).__name__, "update_stats", given)
 
         def change(path: Path, kernel: nnx.Variable[Any]) -> jax.Array | None:
             if not self._has_spectrum(kernel):

@@ -8,10 +8,10 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import arguments, axes, options, sharding
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
-from jaxnorm.measuring import Reduction
 from jaxnorm.moments import collapse
 from jaxnorm.normalization import normalize_by_moments, normalize_by_statistics
 from jaxnorm.norms.operands import check_operands
+from jaxnorm.reduction import Reduction
 from jaxnorm.running import move
 from jaxnorm.stats import NormStats, check_features, check_precision
 

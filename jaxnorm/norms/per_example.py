@@ -12,9 +12,9 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import arguments, axes, options
 from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisName
-from jaxnorm.measuring import Reduction
 from jaxnorm.normalization import normalize_by_moments
 from jaxnorm.norms.operands import check_operands
+from jaxnorm.reduction import Reduction
 
 
 def layer_norm(
@@ -200,7 +200,7 @@ def group_norm(
     caller = "group_norm"
     x = arguments.check_input(x, caller=caller)
     features, spatial = axes.spatial_axes(feature_axis, x.shape, caller=caller)
-    channel = axes.single(features, caller=caller)
+    channel = axes.single_axis(features, caller=caller)
     groups = axes.check_groups(x.shape[channel], num_groups, caller=caller)
     operands = check_operands(
         x,
@@ -290,5 +290,5 @@ def _normalize(
     activation = options.check_activation(activation, operands.x, caller=caller)
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
-    output = Output(dtype, activation, moments_used=False)
-    return normalize_by_moments(operands, over, output)[0]
+    output = Output(dtype, activation)
+    return normalize_by_moments(operands, over, output, False)[0]
