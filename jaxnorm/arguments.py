@@ -109,8 +109,7 @@ def expand_weights(
 ) -> jax.Array | None:
     """Give weights the rank of `x` by NumPy's broadcasting rules.
 
-    Those that would vary along no `reduced` axis may have been meant for the first axes
-    if they fit them.
+    `reduced` are the axes of `x` that statistics are taken over.
     """
     if weights is None:
         return None
@@ -125,27 +124,9 @@ def expand_weights(
             f"{caller}: {name} must be bool or real. Received {array.dtype}; pass a "
             "mask, or numbers."
         )
-    shape = (1,) * (x.ndim - array.ndim) + array.shape
-    if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
-        mend = f"a mask of the batch has shape {x.shape[:1] + (1,) * (x.ndim - 1)}"
-        if array.ndim > 1 and array.shape == x.shape[: array.ndim]:
-            whole = array.shape + (1,) * (x.ndim - array.ndim)
-            mend = f"those of the first axes have shape {whole}"
-        raise ValueError(
-            f"{caller}: {name} must broadcast to x. Received {name} with shape "
-            f"{array.shape} for x with shape {x.shape}; {mend}."
-        )
-    first = array.ndim < x.ndim and array.shape == x.shape[: array.ndim]
-    varying = {axis for axis, n in enumerate(shape) if n != 1}
-    if first and varying and varying.isdisjoint(reduced):
-        rows = array.shape + (1,) * (x.ndim - array.ndim)
-        raise ValueError(
-            f"{caller}: {name} with fewer axes than x must not fit both its first and "
-            f"its last. Received {name} with shape {array.shape} for x with shape "
-            f"{x.shape}; reshape to {rows} or to {shape}."
-        )
+    array = _expand_at_the_front(array, x, reduced, caller=caller, name=name)
     if array.dtype == bool:
-        return array.reshape(shape)
+        return array
     values = known(array)
     if values is not None and not np.all((values >= 0) & (values < np.inf)):
         raise ValueError(
@@ -153,7 +134,40 @@ def expand_weights(
             f"{name} from {np.min(values)} to {np.max(values)}; a weight of 0 leaves "
             "an element out."
         )
-    return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype).reshape(shape)
+    return array.astype(jnp.finfo(statistics_dtype(x.dtype)).dtype)
+
+
+def _expand_at_the_front(
+    array: jax.Array, x: jax.Array, reduced: tuple[int, ...], *, caller: str, name: str
+) -> jax.Array:
+    """Give weights the rank of `x` as NumPy broadcasts: new axes come first.
+
+    A mask of the first axes may fit the last ones by chance. It is refused where it
+    would vary along none of the `reduced` axes, or along more as one of the first.
+    """
+    missing = (1,) * (x.ndim - array.ndim)
+    shape, first = missing + array.shape, array.shape + missing
+    fits_first = array.shape == x.shape[: array.ndim]
+    if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
+        mend = f"a mask of the batch has shape {x.shape[:1] + (1,) * (x.ndim - 1)}"
+        if array.ndim > 1 and fits_first:
+            mend = f"those of the first axes have shape {first}"
+        raise ValueError(
+            f"{caller}: {name} must broadcast to x. Received {name} with shape "
+            f"{array.shape} for x with shape {x.shape}; {mend}."
+        )
+
+    def reach(shape: tuple[int, ...]) -> int:
+        return sum(shape[axis] != 1 for axis in reduced)
+
+    ambiguous = bool(missing) and fits_first and array.size > 1
+    if ambiguous and reach(shape) < max(1, reach(first)):
+        raise ValueError(
+            f"{caller}: {name} with fewer axes than x must not fit both its first and "
+            f"its last. Received {name} with shape {array.shape} for x with shape "
+            f"{x.shape}; reshape to {first} or to {shape}."
+        )
+    return array.reshape(shape)
 
 
 def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array | None:
@@ -178,6 +192,11 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     """Return `value` as an array."""
     try:
         return jnp.asarray(value)
+    except OverflowError:
+        raise ValueError(
+            f"{caller}: {name} must fit the dtype that JAX gives it. Received {value}; "
+            "pass a float."
+        ) from None
     except (TypeError, ValueError):
         if isinstance(value, np.ndarray):
             raise TypeError(

@@ -168,6 +168,7 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
+      TypeError: if a leaf of stacked replicas holds no numbers.
       ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
         says so, all are spread as pmap returns them where it does not, or one is
         traced.
@@ -188,12 +189,11 @@ def check_replicas(
         )
     found, compared = [], False
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        for first, other, names in _pairs(leaf, stacked):
+        where = jax.tree_util.keystr(path) or "an array"
+        for first, other, names in _pairs(leaf, where, stacked):
             compared = True
-            close = np.isclose(first, other, rtol, atol, equal_nan=True)
-            if not np.all(close):
-                difference = np.max(np.abs(first[~close] - other[~close]))
-                where = jax.tree_util.keystr(path) or "an array"
+            difference = _difference(first, other, rtol, atol)
+            if difference is not None:
                 found.append(
                     f"{where} where {names[1]} differs from {names[0]} by "
                     f"{difference:.3g}"
@@ -227,16 +227,16 @@ def _are_stacked(tree: Any) -> bool:
 
 
 def _pairs(
-    leaf: ArrayLike, stacked: bool
+    leaf: ArrayLike, where: str, stacked: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[str, str]]]:
-    """Yield the first copy and each other one, in at least float64, and their names."""
+    """Yield the first copy and each other one, and their names."""
     if stacked:
-        copies = _wide(leaf)
+        copies = _numbers(leaf, where)
         if not copies.ndim or not len(copies):
             raise ValueError(
                 "check_replicas: with stacked=True arrays must have a leading axis of "
-                f"replicas. Received one of shape {copies.shape}; leave stacked out "
-                "for what is not replicated."
+                f"replicas. Received {where} of shape {copies.shape}; leave stacked "
+                "out for what is not replicated."
             )
         first, *others = copies
         for i, other in enumerate(others, 1):
@@ -248,13 +248,36 @@ def _pairs(
             first = firsts[str(shard.index)]
             if shard is not first:
                 names = str(first.device), str(shard.device)
-                yield _wide(first.data), _wide(shard.data), names
+                yield _numbers(first.data, where), _numbers(shard.data, where), names
 
 
-def _wide(leaf: ArrayLike) -> np.ndarray:
+def _numbers(leaf: ArrayLike, where: str) -> np.ndarray:
+    """Return a leaf in a dtype that NumPy compares, a random key as its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
-    # NumPy cannot subtract booleans, and knows no bfloat16.
-    plain = array if array.dtype.kind in "fiuc" else array.astype(np.float64)
-    return plain.astype(np.result_type(np.float64, plain))
+    if array.dtype.kind in "OSU":
+        raise TypeError(
+            f"check_replicas: arrays must hold numbers. Received {where} of "
+            f"{array.dtype}; leave it out of the tree."
+        )
+    # NumPy compares no bfloat16.
+    return array if array.dtype.kind in "biufc" else array.astype(np.float64)
+
+
+def _difference(
+    first: np.ndarray, other: np.ndarray, rtol: float, atol: float
+) -> float | None:
+    """Return the largest difference that is not allowed, if there is one.
+
+    Integers are compared as such, as not all of 64 bits are a float64.
+    """
+    if first.dtype.kind in "biu":
+        unequal = first != other
+        first, other = (v[unequal].astype(object) for v in (first, other))
+        far = abs(first - other) > atol + rtol * abs(other)
+    else:
+        wide = np.result_type(first, np.float64)
+        first, other = first.astype(wide), other.astype(wide)
+        far = ~np.isclose(first, other, rtol, atol, equal_nan=True)
+    return np.max(np.abs(first[far] - other[far])) if np.any(far) else None

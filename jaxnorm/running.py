@@ -140,7 +140,7 @@ def _check_update(
         shape = getattr(whole, name).shape
         if not arguments.fits(shape, stats.mean.shape):
             raise ValueError(
-                f"{caller}: moments must have the shape of the statistics. Received "
+                f"{caller}: moments must broadcast to the statistics. Received "
                 f"moments.{name} with shape {shape} for stats with shape "
                 f"{stats.mean.shape}; reduce every axis but the features."
             )

@@ -9,7 +9,7 @@ import jaxnorm as jn
 from jaxnorm import axes
 
 X = jnp.ones((4, 6))
-SQUARE = jnp.ones((6, 6))
+SQUARE, CUBE = jnp.ones((6, 6)), jnp.ones((3, 3, 3))
 STATS = jn.init_stats(6)
 
 
@@ -215,6 +215,13 @@ ERRORS = {
         "layer_norm: weights with fewer axes than x must not fit both its first and "
         "its last. Received weights with shape (6,) for x with shape (6, 6); reshape "
         "to (6, 1) or to (1, 6).",
+    ),
+    "weights of rows and times that are as many as the features": (
+        lambda: jn.compute_moments(CUBE, (0, 1), weights=jnp.ones((3, 3))),
+        ValueError,
+        "compute_moments: weights with fewer axes than x must not fit both its first "
+        "and its last. Received weights with shape (3, 3) for x with shape (3, 3, 3); "
+        "reshape to (3, 3, 1) or to (1, 3, 3).",
     ),
     "weights of higher rank": (
         lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),
@@ -621,17 +628,29 @@ ERRORS = {
         "init_stats: num_features must not be negative. Received num_features=-6; "
         "pass the size of the feature axis, x.shape[-1].",
     ),
+    "a number of features that is a flag": (
+        lambda: jn.init_stats(True),
+        TypeError,
+        "init_stats: num_features must be an integer, or a sequence of them. Received "
+        "bool; pass the size of the feature axis, x.shape[-1], or a tuple of sizes.",
+    ),
+    "a scale that no dtype holds": (
+        lambda: jn.layer_norm(X, 2**40),
+        ValueError,
+        "layer_norm: scale must fit the dtype that JAX gives it. Received "
+        "1099511627776; pass a float.",
+    ),
     "moments of another shape": (
         lambda: jn.update_stats(STATS, jn.compute_moments(X, 1)),
         ValueError,
-        "update_stats: moments must have the shape of the statistics. Received "
+        "update_stats: moments must broadcast to the statistics. Received "
         "moments.mean with shape (4,) for stats with shape (6,); reduce every axis but "
         "the features.",
     ),
     "moments that keep too many axes": (
         lambda: jn.update_stats(STATS, jn.compute_moments(jnp.ones((2, 3, 6)), 0)),
         ValueError,
-        "update_stats: moments must have the shape of the statistics. Received "
+        "update_stats: moments must broadcast to the statistics. Received "
         "moments.mean with shape (3, 6) for stats with shape (6,); reduce every axis "
         "but the features.",
     ),
@@ -722,14 +741,14 @@ ERRORS = {
         lambda: jn.check_replicas({"a": jnp.array(1.0)}, stacked=True),
         ValueError,
         "check_replicas: with stacked=True arrays must have a leading axis of "
-        "replicas. Received one of shape (); leave stacked out for what is not "
+        "replicas. Received ['a'] of shape (); leave stacked out for what is not "
         "replicated.",
     ),
     "no replica at all": (
         lambda: jn.check_replicas({"a": jnp.zeros((0, 3))}, stacked=True),
         ValueError,
         "check_replicas: with stacked=True arrays must have a leading axis of "
-        "replicas. Received one of shape (0, 3); leave stacked out for what is not "
+        "replicas. Received ['a'] of shape (0, 3); leave stacked out for what is not "
         "replicated.",
     ),
     "unknown way to merge": (

@@ -230,6 +230,28 @@ def test_equal_nans_and_infinities_agree():
         jn.check_replicas({"mean": np.stack([bad, bad + 0.5])}, stacked=True)
 
 
+def test_integers_are_compared_as_integers():
+    """Where float64 holds the same for both."""
+    large = np.array([2**53, 2**53 + 1])
+    with pytest.raises(ValueError, match="replica 1 differs from replica 0 by 1;"):
+        jn.check_replicas({"step": large}, stacked=True)
+    with pytest.raises(ValueError, match="replica 1 differs from replica 0 by 2;"):
+        jn.check_replicas(np.array([[10], [12]], np.uint8), stacked=True, rtol=0.1)
+    jn.check_replicas({"step": np.array([[10], [11]])}, stacked=True, rtol=0.1)
+    jn.check_replicas({"used": np.array([True, True])}, stacked=True)
+    with pytest.raises(ValueError, match=r"'used'.* by 1;"):
+        jn.check_replicas({"used": np.array([True, False])}, stacked=True)
+
+
+def test_names_are_no_replicas():
+    with pytest.raises(
+        TypeError,
+        match=r"check_replicas: arrays must hold numbers\. Received \['name'\] of <U1; "
+        "leave it out of the tree",
+    ):
+        jn.check_replicas({"name": np.array(["a", "a"])}, stacked=True)
+
+
 def test_replicas_that_are_traced_cannot_be_compared():
     with pytest.raises(ValueError, match="some that are traced; call it outside of"):
         jax.jit(jn.check_replicas)({"mean": jnp.ones(3)})
