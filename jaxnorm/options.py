@@ -136,6 +136,7 @@ def check_activation(
     activation: str | None, x: jax.Array, *, caller: str
 ) -> str | None:
     """Return the name of an activation that is known, and applies to `x`."""
+    # As a list: what cannot be hashed is unknown as well.
     if activation is not None and activation not in list(ACTIVATIONS):
         name = getattr(activation, "__name__", None)
         mend = f"pass {name!r}" if name in ACTIVATIONS else "apply others to the output"

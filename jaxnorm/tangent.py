@@ -72,7 +72,7 @@ def output_tangent(
 
     Without a remainder the shift is the mean, and `moments.mean` is 0.
     """
-    x, weights, scale, bias, eps, add = operands
+    x, weights, scale, bias, eps, _ = operands
     dtype = moments.shift.dtype
     zero = jnp.zeros((1,) * x.ndim, dtype)
     inverse = lax.rsqrt(moments.var + eps)
@@ -86,14 +86,12 @@ def output_tangent(
     if has_remainder:
         q = _add(q, -p * moments.mean)
 
-    gain, offset = None, None
-    if activation is not None:
-        gain, offset = gain_and_offset(moments, inverse, scale, bias)
-    place = PreActivation(x, moments.shift, moments.mean, weights, add, gain, offset)
+    place = _pre_activation(activation, operands, moments, inverse)
     outer_slope = None
     if tangents.add is not None and not dtypes.is_half(tangents.add):
-        # Backward, that of `add` is the output's times the slope, and is written to
-        # memory, where the sums can read it. (In half precision it would be float32.)
+        # Backward, the cotangent of `add` is the output's times the slope, and is
+        # written to memory, where the sums can read it. (In half precision it would be
+        # written in float32.)
         _, outer_slope = _deviations_and_slope(activation, place)
         activation = None
     outer_scale = None if folded else scale
@@ -115,6 +113,19 @@ def output_tangent(
     t_add = tangents.add
     t_y = plus(t_y, None if t_add is None else times(t_add.astype(dtype), slope))
     return times(t_y, outer_slope)
+
+
+def _pre_activation(
+    activation: str | None,
+    operands: Operands,
+    moments: ShiftedMoments,
+    inverse: jax.Array,
+) -> PreActivation:
+    x, weights, scale, bias, _, add = operands
+    gain, offset = None, None
+    if activation is not None:
+        gain, offset = gain_and_offset(moments, inverse, scale, bias)
+    return PreActivation(x, moments.shift, moments.mean, weights, add, gain, offset)
 
 
 def _coefficients(

@@ -78,7 +78,7 @@ class Norm(nnx.Module):
         plan = self._plan(label, x)
         gamma, beta = self._parameters(label, x, plan.features, scale, bias)
         has_bias = "bias" in self._parameter_names or beta is not None
-        dtype = self._output_dtype(x, gamma, *((beta,) if has_bias else ()))
+        dtype = self._output_dtype(x, (gamma, beta) if has_bias else (gamma,))
         return per_example.normalize(
             self, label, x, plan, gamma, beta, mask=mask, dtype=dtype
         )
@@ -123,17 +123,24 @@ class Norm(nnx.Module):
 
         return find("scale", scale), find("bias", bias)
 
-    def _output_dtype(self, *arrays: jax.Array | None) -> Any:
-        """Return the dtype of the output: `dtype`, or what `promote_dtype` makes it."""
+    def _output_dtype(
+        self,
+        x: jax.Array,
+        parameters: tuple[jax.Array | None, ...],
+        statistics: tuple[jax.Array, ...] = (),
+    ) -> Any:
+        """Return the dtype of the output: `dtype`, or what `promote_dtype` makes it.
+
+        It is called as Flax does, but what it makes of statistics is not looked at.
+        """
         if self.dtype is not None:
             return self.dtype
 
         def promote(*arrays: jax.Array | None) -> Any:
             return self.promote_dtype(arrays, dtype=None)
 
-        promoted = jax.eval_shape(promote, *arrays)
-        # The input and the parameters; between them are statistics, if there are any.
-        kept = (promoted[0], *promoted[-2:])
+        promoted = jax.eval_shape(promote, x, *statistics, *parameters)
+        kept = (promoted[0], *promoted[1 + len(statistics) :])
         return jnp.result_type(*(a.dtype for a in kept if a is not None))
 
 

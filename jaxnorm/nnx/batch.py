@@ -114,7 +114,7 @@ class BatchNorm(AffineNorm):
         names = batch.stored_names(self)
         stats = stats._replace(**{name: getattr(self, name)[...] for name in names})
         batch.check_stored_stats(label, x, features, stats)
-        dtype = self._output_dtype(x, stats.mean, stats.var, gamma, beta)
+        dtype = self._output_dtype(x, (gamma, beta), (stats.mean, stats.var))
         y, stats = batch.normalize_batch(
             self,
             label,

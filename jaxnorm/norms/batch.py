@@ -138,7 +138,7 @@ def batch_norm(
 
     def evaluate(operands: Operands, stats: NormStats) -> tuple[jax.Array, NormStats]:
         mean, var = arguments.expand_statistics(
-            stats.mean, stats.var, x, features, caller=caller
+            stats.mean, stats.var, operands.x, features, caller=caller
         )
         return normalize_by_statistics(operands, mean, var, output), stats
 
