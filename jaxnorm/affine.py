@@ -1,4 +1,4 @@
-"""What follows the subtraction of the mean: scale, bias, another branch, activation."""
+"""After the mean is subtracted: scale, bias, residual branch, activation."""
 
 from typing import Any, NamedTuple
 
@@ -10,19 +10,19 @@ from jaxnorm import sums
 from jaxnorm.options import ACTIVATIONS
 from jaxnorm.shifted import ShiftedMoments
 
-# Of so many float32 channels or fewer, LLVM compiles a loop of one product and one sum
-# badly: it loads and stores by turns. With a second product it is faster.
+# With so many float32 channels or fewer, LLVM compiles x * a + b to loads and stores by
+# turns, which is slow. A second product avoids that.
 FEW_CHANNELS = 64
 
 
 class Operands(NamedTuple):
-    """What a normalization is a function of; all of the rank of `x`."""
+    """The arrays that an output depends on, all of the rank of `x`."""
 
     x: jax.Array
     weights: jax.Array | None
     scale: jax.Array | None
     bias: jax.Array | None
-    eps: Any  # a number, or an array; of a tangent None
+    eps: Any  # a number or an array; in a tangent also None
     add: jax.Array | None = None
 
 
@@ -43,8 +43,8 @@ def affine(
 ) -> jax.Array:
     """Return centered * inverse * scale + bias; `half` says if the input is of 16 bits.
 
-    The mean is subtracted before anything is multiplied: x * a + (bias - mean * a)
-    would cancel where the mean is large. The order of factors is the fastest on a CPU.
+    The mean is subtracted first: x * a + (bias - mean * a) would cancel where the mean
+    is large. The order of factors is the one that is fastest on a CPU.
     """
     if scale is None:
         y = centered * inverse
@@ -73,7 +73,7 @@ def gain_and_offset(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the factor and the offset of (d - mean) * inverse * scale + bias.
 
-    That of d loses no digits: its mean is at most a few standard deviations. Both are 0
+    No digits are lost: the mean of d is at most a few standard deviations. Both are 0
     for an empty set.
     """
     gain = times(inverse, scale)
@@ -83,7 +83,7 @@ def gain_and_offset(
 
 
 def constant_within_sets(inverse: jax.Array, *parameters: jax.Array | None) -> bool:
-    """Whether the parameters have one value for all that is normalized together."""
+    """Whether parameters are constant over what is normalized together."""
     return all(
         p is None
         or all(m in (1, n) for m, n in zip(p.shape, inverse.shape, strict=True))

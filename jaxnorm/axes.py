@@ -1,7 +1,8 @@
 """Which axes are reduced, which are kept, and what must hold of them.
 
-Errors are of one form, here and everywhere: the rule, what was received, how to mend
-it. They are raised at trace time, at the door; what is behind it trusts its arguments.
+Errors have one form, here and everywhere: the rule, what was received, how to mend it.
+Arguments are checked once, in the public functions, at trace time; inner functions
+trust theirs.
 """
 
 import math

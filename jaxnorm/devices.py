@@ -1,14 +1,15 @@
 """Exchange small statistics between devices: the only collectives of this package.
 
-`gather` and `sum_over_devices` issue one all-reduce, whatever they are given (of arrays
-that are spread over further, Explicit axes, one each).
+`gather` and `sum_over_devices` issue one all-reduce for all their arrays (one each, if
+the arrays are sharded over Explicit mesh axes besides).
+
 `lax.psum` is the one collective that means the same, and has the same type, under pmap,
 vmap with an axis name, and shard_map with and without check_vma; its transpose is one
 all-reduce as well. `lax.all_gather` gives a varying result under check_vma, and neither
 takes axis_index_groups everywhere: psum does not under vmap, nor in shard_map with
-check_vma. So gathering is summing a table in which every device fills its own row, and
-groups are rows of a table too. Statistics are a few values per feature: of few devices
-(see `shifted.FEW_DEVICES`) the zeros cost less than a second collective would.
+check_vma. So gathering sums a table in which every device fills its own row, and groups
+are rows of a table too. Statistics are a few values per feature: on few devices (see
+`shifted.FEW_DEVICES`) sending the zeros costs less than a second collective.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""State that exported programs take and return, and that can be written to a file."""
+"""State types that `jax.export` can serialize."""
 
 from contextlib import suppress
 from typing import TypeVar
@@ -10,7 +10,7 @@ State = TypeVar("State", bound=type)
 
 def serializable(state: State) -> State:
     """Let `jax.export` serialize programs of a NamedTuple, under its public name."""
-    with suppress(ValueError):  # known already, where a module is loaded anew
+    with suppress(ValueError):  # registered already, if a module is reloaded
         register_namedtuple_serialization(
             state, serialized_name=f"jaxnorm.{state.__name__}"
         )

@@ -1,14 +1,16 @@
-"""Linear functions that are given with their transpose, and with a form for CPUs.
+"""Linear functions with a hand-written transpose, and with a form for CPUs.
 
-JAX transposes what it differentiates, operation by operation: a broadcast becomes a
-sum, and slices that are added up become a concatenation. Each is right, and one of the
-two is often slow. Here both directions are given, each in a plain form, which any
-compiler takes well and which is differentiated further, and in one that XLA:CPU is fast
-at. Which of them is taken is decided at lowering: one traced program is right on every
+JAX transposes a program operation by operation: a broadcast becomes a sum, and a sum of
+slices becomes a concatenation. That is right, but often one of the two directions is
+slow. Here both directions are given, each in two forms: a plain one, which every
+compiler handles well and which is differentiated further, and one that is fast on
+XLA:CPU. The form is chosen at lowering, so one traced program is right on every
 platform.
 
-`jax.custom_derivatives.linear_call` is such a function without a batching rule. This is
-made as JAX makes its own, of what `jax.extend` and `jax.interpreters` offer for it.
+`jax.custom_derivatives.linear_call` does this too, but has no batching rule. So this is
+a primitive of our own, made of the public parts of `jax.extend.core` and
+`jax.interpreters`: `ad`, `batching` and `mlir`. A new release of JAX that changes those
+shows in tests/test_linear.py first.
 """
 
 from collections.abc import Callable, Sequence

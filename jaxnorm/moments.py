@@ -63,12 +63,12 @@ def compute_moments(
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
 
     Returns:
-      Moments without the reduced axes, in at least float32. The mean is right to one
-      unit in its last place (where it is smaller than std, to two in that of std), the
-      variance to a relative 2e-6, while |mean|/std is up to 1e6. Where all outliers sit
-      in the very rows that the shift is taken from, the worst variance found is off by
-      2.8e-6; of half precision, whose values are rounded to 5e-4 or more themselves, by
-      4e-5. An empty set has count, mean and m2 equal to 0.
+      Moments without the reduced axes, in at least float32. While |mean|/std is up to
+      1e6, the mean is right to one unit in its last place (to two in that of std, where
+      the mean is smaller), and the variance to a relative 2e-6. Adverse outliers, all
+      in the rows that the shift is sampled from, raise that to 2.8e-6 at worst, and to
+      4e-5 in half precision, whose values are themselves rounded by 5e-4 or more. An
+      empty set has count, mean and m2 equal to 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, or `weights` are neither

@@ -103,10 +103,10 @@ def normalize(
     return normalize_by_statistics(operands, *statistics, Output(dtype))
 
 
-# Outside of jit each of the two is compiled once per set of shapes; without this jit
-# the choice of platform (see `sums`) would be compiled again at every call.
-# `inline=True` leaves nothing of it in programs that are traced. Parameters of fewer
-# digits are widened here, before anything is differentiated.
+# With jit, an eager call is compiled once per set of shapes; without, the choice of
+# platform (see `sums`) would be compiled again at every call. `inline=True` leaves
+# nothing of it in traced programs. Parameters of lower precision are widened here,
+# before anything is differentiated.
 @partial(jax.jit, static_argnums=(3,), inline=True)
 def normalize_by_statistics(
     operands: Operands, mean: jax.Array, var: jax.Array, output: Output

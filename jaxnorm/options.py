@@ -1,6 +1,6 @@
 """Options: numbers, names, dtypes and flags, and what must hold of them.
 
-What is known is checked; a traced value, or one that other processes hold parts of, is
+Known values are checked. A traced one, or one that other processes hold parts of, is
 trusted.
 """
 

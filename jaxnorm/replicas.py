@@ -32,11 +32,12 @@ def merge_stats(
       \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
       p_i = \frac{w_i}{\sum_j w_j}
 
-    By total variance the spread of the means counts: it is the variance of what the
-    replicas have seen, taken together. `"average"` leaves that term out, as a plain
-    mean over replicas does; that is what one device has that took all shards in turn.
-    (Neither knows how the means of shards differed within a step. Where all are drawn
-    alike, n rows a shard, the variance of whole batches is larger by a share of 1 / n.)
+    The total variance counts the spread of the means between replicas: it is the
+    variance of everything they have seen. `"average"` leaves that term out, as a plain
+    mean over replicas does; one device that saw all shards one after another would hold
+    the same. (Neither sees how the means of shards differed within a step: for shards
+    of n rows of the same distribution, the variance of whole batches is larger by a
+    factor of about 1 + 1 / n.)
 
     Args:
       stats: a sequence of replicas, or one NormStats whose leaves have a leading axis
@@ -76,8 +77,8 @@ def merge_stats(
     return _merge_stacked(_stacked(stats, axis_name, caller=caller), method)
 
 
-# One program. Where replicas lie on several devices, operations that run one by one
-# each wait for all devices, and two of them can wait for one another.
+# As one program: eager operations on replicas that lie on several devices each wait for
+# all of these, and two of them can wait for one another.
 @partial(jax.jit, static_argnums=1, inline=True)
 def _merge_stacked(stats: NormStats, method: str) -> NormStats:
     """Merge along the leading axis."""
@@ -155,10 +156,10 @@ def check_replicas(
 ) -> None:
     """Raise if replicas disagree, and say which and by how much.
 
-    An array that is declared the same on several devices need not be: `shard_map` with
+    Arrays that are declared the same on several devices may differ: `shard_map` with
     `check_vma=False` believes `out_specs=P()` without checking, and evaluation or a
-    checkpoint then takes whichever copy comes first. Here all copies that this process
-    holds are compared with the first. Call it outside jit.
+    checkpoint then takes whichever copy comes first. This compares all copies that the
+    process holds with the first. Call it outside of jit.
 
     Args:
       tree: any tree of arrays: running statistics, parameters, a whole train state.

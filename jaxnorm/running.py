@@ -31,16 +31,16 @@ def update_stats(
     With `decay=None` all batches count the same: w' = w + 1, and the weights of old and
     new are w / w' and 1 / w'.
 
-    A batch that cannot be trusted changes nothing: one with a statistic that is not
-    finite, or with no more than `ddof` elements. That holds inside jit as well. With
-    one weight per feature, every feature is trusted or not by itself; so features that
-    are spread over devices need not ask one another.
+    A batch changes nothing if one of its statistics is not finite, or if it has no more
+    than `ddof` elements. That holds inside jit as well. With one weight per feature,
+    this is decided feature by feature, so features that are sharded over devices need
+    no communication.
 
     A scalar weight counts batches for all features together. If a feature is fully
     masked in the first batch, its initial value then counts as data; where that can
     happen, use one weight per feature, `init_stats(n, prior_weight=jnp.zeros(n))`.
 
-    The mean is kept as one number: near 1e6 standard deviations a float32 moves in
+    The mean is a single number: in float32, near 1e6 standard deviations, it moves in
     steps of 0.06 of them. Data so far from zero need float64 statistics, or to be
     centered first.
 

@@ -1,8 +1,8 @@
 """How arrays are spread over devices, as far as their types say: no communication.
 
-Inside shard_map with check_vma a type says along which axes of the mesh an array may
-vary (differ between devices); on a mesh of Explicit axes, how it is sharded. What is
-combined has to agree in that.
+Inside shard_map with check_vma, the type of an array says along which axes of the mesh
+it varies (may differ between devices); on a mesh of Explicit axes, how it is sharded.
+Arrays that are combined have to agree in that.
 """
 
 import math
@@ -25,9 +25,9 @@ def vary_like(
 ) -> list[jax.Array]:
     """Mark arrays of one shape as differing between devices where an example does.
 
-    Inside shard_map with check_vma a cotangent is summed over devices where its value
-    begins to vary. Left alone, that is in several places, so several collectives;
-    stacked it is one.
+    Inside shard_map with check_vma, a cotangent is summed over devices at the place
+    where its value begins to vary. Each array has such a place, and each is a
+    collective; for the stacked arrays it is one.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return list(arrays)
@@ -47,11 +47,11 @@ def cond(
     false_fun: Callable[..., Tree],
     *args: Any,
 ) -> Tree:
-    """Do what `lax.cond` does, whose branches are to be of one type.
+    """Do what `lax.cond` does, where the types of branches may vary differently.
 
-    Inside shard_map with check_vma their results are marked as differing between
-    devices alike. Where the flag differs, devices must not communicate in a branch; the
-    transpose would, of arguments that are alike on all of them.
+    Inside shard_map with check_vma, results of both branches are marked as varying
+    wherever one of them does. So are the arguments wherever the flag varies: otherwise
+    the transpose would communicate inside of a branch that other devices do not take.
     """
     functions = [true_fun, false_fun]
     if jax.sharding.get_abstract_mesh().manual_axes:
@@ -65,10 +65,7 @@ def cond(
 
 
 def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:
-    """Spread `value`, which broadcasts to `like`, over devices as that is.
-
-    On a mesh of Explicit axes, arrays that are combined must agree in that.
-    """
+    """Broadcast `value` to `like` and shard it the same way, on Explicit mesh axes."""
     mesh = _explicit_mesh(like, value)
     if mesh is None:
         return value
@@ -76,12 +73,12 @@ def shard_like(value: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def as_spread(value: jax.Array, like: jax.Array) -> jax.Array:
-    """Return `value` of one type with `like` in all that this module is about."""
+    """Return `value` varying and sharded as `like` is."""
     return shard_like(vary(value, like), like)
 
 
 def shard_axis_like(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
-    """Spread `value` over devices as `like` is along `axis`, and as it is elsewhere."""
+    """Shard `value` as `like` is along `axis`; other axes stay as they are."""
     mesh = _explicit_mesh(like, value)
     if mesh is None:
         return value
@@ -91,7 +88,7 @@ def shard_axis_like(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
 
 
 def sharding_along(like: jax.Array, axes: tuple[int, ...]) -> NamedSharding | None:
-    """Return how what has the `axes` of `like` is to be spread; None is any way."""
+    """Return the sharding of an array with the `axes` of `like`; None is any."""
     mesh = _explicit_mesh(like)
     if mesh is None:
         return None
@@ -99,9 +96,9 @@ def sharding_along(like: jax.Array, axes: tuple[int, ...]) -> NamedSharding | No
 
 
 def whole_parts(value: jax.Array, axis: int, parts: int) -> jax.Array:
-    """Gather `value` along `axis`, unless each shard of it holds whole ones of `parts`.
+    """Gather `value` along `axis`, unless each shard holds a whole number of `parts`.
 
-    On a mesh of Explicit axes it can then be reshaped to the parts.
+    On a mesh of Explicit axes, it can then be reshaped to the parts.
     """
     mesh = _explicit_mesh(value)
     if mesh is None:

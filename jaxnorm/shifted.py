@@ -20,7 +20,7 @@ from jax import lax
 from jaxnorm import devices
 from jaxnorm.axes import AxisName, Groups
 
-# Of more devices than these, a list of what each has costs more than a second round.
+# From more devices than these, gathering costs more than a second collective.
 FEW_DEVICES = 32
 
 
@@ -45,8 +45,8 @@ def merge(parts: ShiftedMoments) -> ShiftedMoments:
     counts = jnp.where(present, parts.count, 0)  # without a derivative where it is 0
     total = add(counts)
     share = counts * reciprocal(total)
-    # The shift of the largest part lies near the mean of all; relative to it, all
-    # digits of the differences survive. Choosing rounds nothing.
+    # The shift of the largest part lies near the common mean; relative to it, all
+    # digits of the differences survive. Choosing one rounds nothing.
     places = lax.broadcasted_iota(jnp.int32, counts.shape, 0)
     largest = present & (places == lax.argmax(counts, 0, jnp.int32)[None])
     shift = add(jnp.where(largest, parts.shift, 0))
@@ -96,12 +96,12 @@ def _pool_in_two_rounds(
 
 
 def settle(shift: jax.Array) -> jax.Array:
-    """Return a finite value as it is, so that all users see it rounded alike.
+    """Return `shift`, if finite, such that all that uses it sees it rounded alike.
 
-    XLA computes a value anew where it is used, and there may fuse its last product into
-    a subtraction, unrounded. Deviations and moments would then refer to shifts that are
-    half a unit in the last place apart: at mean/std = 1e6 that is 3% of std. Taking the
-    larger of two cannot be fused so (optimization_barrier is dropped on CPU).
+    XLA recomputes a value where it is used, and may fuse its last product with a
+    subtraction there, without rounding it. Deviations and moments would then refer to
+    shifts that are half a unit in the last place apart, which at mean/std = 1e6 is 3%
+    of std. A maximum in between prevents it (optimization_barrier is dropped on CPU).
     """
     if jnp.iscomplexobj(shift):
         return lax.complex(settle(shift.real), settle(shift.imag))
@@ -109,7 +109,7 @@ def settle(shift: jax.Array) -> jax.Array:
 
 
 def show_overflow(squares: jax.Array) -> jax.Array:
-    """Return sums of squares, NaN where one overflows: an inverse root, 0, hides it."""
+    """Turn an infinite sum of squares into NaN: its inverse root, 0, would hide it."""
     return squares + 0 * squares
 
 

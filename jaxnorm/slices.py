@@ -1,7 +1,8 @@
-"""How an array is cut in slices along the axes it is summed over, for XLA:CPU.
+"""How an array is cut into slices along the axes it is summed over, for XLA:CPU.
 
-Slices of equal size are added up elementwise, in one loop; what is left, the rows of
-one slice, is reduced in a second kernel. Numbers and sizes are those that both do fast.
+Slices of equal size are added up elementwise, in one loop. The rows of one slice are
+left, and are reduced in a second kernel. The number and the size of slices are chosen
+so that both are fast.
 """
 
 import math
@@ -15,29 +16,28 @@ from jax import lax
 
 
 class Limits(NamedTuple):
-    """How many slices are fast, and how long ones along the last axis should be."""
+    """Numbers and sizes of slices that XLA:CPU is fast with."""
 
-    most: int  # slices of one or two arrays together, not along the last axis
-    most_of_one: int  # slices along the last axis, of one large array
-    most_of_two: int  # and of each of two
-    multiple: int  # of how many elements slices along the last axis are
-    short: int  # how many elements they should have at most
+    most: int  # slices, except along the last axis; in float32 of all arrays together
+    most_of_one: int  # slices along the last axis of one large array
+    most_of_two: int  # the same, of each of two large arrays
+    multiple: int  # slices along the last axis have a multiple of so many elements
+    short: int  # and if possible no more than so many
 
 
-# Reading float32 arrays in more than 16 places by turns, counted over all arrays, is
-# slower. An array of fewer than 32 bits is written to memory in float32 if one loop
-# would convert it in more than 15 places; 14 are the best also of two arrays. Along the
-# last axis slices are short, so that what they are added up to stays in registers, and
-# a multiple of what is computed at once; long rows are folded until they are.
+# A loop that alternates between more than 16 places of float32 arrays is slow. An array
+# of fewer than 32 bits is converted to float32 in memory if one loop would convert it
+# in more than 15 places. Along the last axis slices are short, so that their sum stays
+# in registers, and a multiple of the vector size; long rows are folded first.
 WIDE = Limits(most=16, most_of_one=64, most_of_two=16, multiple=16, short=16)
 NARROW = Limits(most=14, most_of_one=14, most_of_two=14, multiple=8, short=64)
 LEAST = 4  # slices
-# Rows that are left are reduced in windows of at most WINDOW. Left to itself XLA:CPU
+# The rows that are left are reduced in windows of at most WINDOW. By itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
-# loop if there is one only.
+# loop if there is only one.
 WINDOW, XLA_WINDOW = 16, 32
-# Addresses that are a multiple of this apart fall on the same lines of a first-level
-# cache, of which there are 8 to 12.
+# Addresses a multiple of this apart compete for the same 8 to 12 lines of the
+# first-level cache.
 PAGE = 4096
 
 Axis = tuple[int, ...]
@@ -46,13 +46,13 @@ Arrays = Sequence[Any]
 
 
 class Cut(NamedTuple):
-    """How operands of a `shape` are cut: along neighbouring axes, merged to one.
+    """How operands of a `shape` are cut: along a group of neighbouring axes, merged.
 
-    XLA:CPU is slow to reduce complex numbers over several axes at once, and merging
-    them after the fact is undone by its simplifier. Axes outside of the group are
-    reduced on their own, afterwards. So is that along which the merged axis is folded,
-    of size `fold`. `narrow` says that an operand has fewer than 32 bits an element
-    (half precision, a mask), which has to be converted.
+    They are merged first, since XLA:CPU is slow to reduce complex numbers over several
+    axes, and its simplifier undoes a merge that comes later. Other axes are reduced
+    separately, afterwards. So is an axis of size `fold`, if the merged one is folded.
+    `narrow` says that an operand has fewer than 32 bits an element (half precision, a
+    mask), and has to be converted.
     """
 
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Cut(NamedTuple):
 
     @property
     def cut_axis(self) -> int:
-        """The axis that is cut, behind that of the folds if there is one."""
+        """The axis that is cut: the merged one, or the one behind its folds."""
         return self.merged_axis + (self.fold > 1)
 
     @property
@@ -84,11 +84,11 @@ class Cut(NamedTuple):
 
     @property
     def along_last_axis(self) -> bool:
-        """Whether the rows are not vectors but single values."""
+        """Whether the rows are single values, not vectors."""
         return self.group[-1] == len(self.shape) - 1
 
     def others(self, axis: Axis) -> Axis:
-        """Return what is left of `axis` without the group."""
+        """Return the axes of `axis` that are not in the group."""
         return tuple(a for a in axis if a not in self.group)
 
     def merge(self, operands: Arrays) -> list[Any]:
@@ -106,8 +106,8 @@ class Cut(NamedTuple):
     def slices(self, operands: Arrays) -> list[list[Any]]:
         """Return the operands of each slice.
 
-        All of them are broadcast first: once, and not in every slice, as XLA takes time
-        to compile each operation.
+        They are broadcast first, once and not in every slice: each operation costs
+        compile time.
         """
         starts = [self.slice_rows * i for i in range(self.num_slices)]
         starts[-1] -= self.overlap
@@ -127,7 +127,7 @@ class Cut(NamedTuple):
         return [list(part) for part in zip(*map(cut, merged), strict=True)]
 
     def each_row_once(self, parts: Sequence[jax.Array]) -> list[jax.Array]:
-        """Return what was made of each slice, without the rows that are in two."""
+        """Return the terms of each slice, with 0 for rows that are in another one."""
         *parts, last = parts
         if self.overlap:
             rows = lax.broadcasted_iota(jnp.int32, last.shape, self.cut_axis)
@@ -135,7 +135,7 @@ class Cut(NamedTuple):
         return [*parts, last]
 
     def reduce(self, left: jax.Array) -> jax.Array:
-        """Sum over the merged axis. Those of the group are kept with size 1."""
+        """Sum over the merged axis; the axes of the group are kept with size 1."""
         window = [1] * left.ndim
         while (w := _window(left.shape[self.cut_axis])) > 1:
             window[self.cut_axis] = w
@@ -160,7 +160,7 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     present = [v for v in operands if v is not None]
     groups = _groups([v.shape for v in present], axis)
     lengths = [math.prod(x.shape[a] for a in group) for group in groups]
-    # Of several groups the longest, and the last axis only where there is no other.
+    # The longest of several groups, but the last axis only if there is no other.
     inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
     chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
     narrow = any(v.dtype.itemsize < 4 for v in present)
@@ -171,8 +171,8 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
         return Cut(x.shape, group, *short, narrow)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
     most = NARROW.most if narrow else max(LEAST, WIDE.most // len(large))
-    # Where single rows were left, with nothing to be reduced, XLA would add up slices
-    # anew for every user of the sums. (Of two or three single values nothing is left.)
+    # If single rows were left, with nothing to reduce, XLA would fuse the addition of
+    # slices into every user of the sums. (Two or three single values leave nothing.)
     least, shortest = (LEAST, 2) if inner else (2, 1)
     best = _cheapest(length, least, most, shortest, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)

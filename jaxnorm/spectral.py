@@ -1,7 +1,7 @@
 """Spectral norm: a kernel divided by its largest singular value.
 
 The singular vector is carried from step to step, as running statistics are: state in,
-state out. One step of power iteration a call keeps up with a kernel that is trained.
+state out. One step of power iteration per call keeps up with a kernel in training.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def spectral_norm(
       a \leftarrow \frac{V^T b}{\lVert V^T b \rVert}
 
     V is the kernel as a matrix, a is `stats.u`, and the arrows are one step of power
-    iteration. No gradient passes through a and b. A kernel of zeros stays as it is, and
-    leaves a as it is; so does one that is not finite.
+    iteration. No gradient passes through a and b. A kernel of zeros is returned
+    unchanged. It leaves a unchanged as well, and so does one that is not finite.
 
     Args:
       kernel: v, of a floating-point dtype and rank 2 or more; axes other than
@@ -191,10 +191,10 @@ def _unit(vector: jax.Array, eps: ArrayLike, *, otherwise: jax.Array) -> jax.Arr
 
 
 def _product(v: jax.Array, vector: jax.Array, axis: tuple[int, ...]) -> jax.Array:
-    """Sum v * vector over `axis` of v, which are those of the vector, with all digits.
+    """Sum v * vector over `axis` of v, the axes of the vector, in full precision.
 
-    The result is spread over devices as v is along the axes that are left. With the
-    vector first XLA:CPU need not transpose v.
+    The result is sharded as v is along the other axes. With the vector first, XLA:CPU
+    need not transpose v.
     """
     left = axes.complement(axis, v.ndim)
     return lax.dot_general(

@@ -1,17 +1,17 @@
 """Sums over a large array, and the transposes of what broadcasts over one, in one pass.
 
 A statistic needs the sums of d and d^2, its gradient those of ct and d * ct. XLA:CPU
-makes a kernel of each, reads everything twice, and writes d to memory in between. Here
-the array is cut in slices, which are added up, both sums at once as the two parts of a
-complex number: one loop that reads each array once, in its own dtype, and writes
-nothing large.
+makes one kernel of each sum, so it reads everything twice, and it writes d to memory in
+between. Here the array is cut into slices, which are added up elementwise, both sums at
+once as the real and the imaginary part of a complex number. That is one loop, which
+reads each array once, in its own dtype, and writes nothing large.
 
-Other platforms fuse two reductions by themselves and take the plain sums. So does an
-array that may be sharded along the slices. The choice of platform is made at lowering:
+Other platforms fuse the two reductions by themselves, so they take the plain sums. So
+does an array that may be sharded along the slices. The platform is chosen at lowering:
 one traced program is right on all of them.
 
-What is summed is given as a function of its operands, so that slices are cut from what
-lies in memory, and not from what would have to be written there first.
+The terms of a sum are given as a function of its operands, so that slices are cut from
+arrays that are in memory already, not from terms that would have to be written first.
 """
 
 import math
@@ -27,7 +27,7 @@ from jax import lax
 from jaxnorm import dtypes, linear, sharding, slices
 from jaxnorm.slices import Arrays, Axis
 
-# The mean of a part of an array is taken of rows in so many places.
+# A sample is read from so many evenly spaced places.
 PLACES = 4
 
 Terms = Callable[..., tuple[jax.Array, ...]]
@@ -39,7 +39,7 @@ def sum_terms(
     """Return the sums of the arrays f(*operands), one or two, over `axis`, kept.
 
     Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
-    to three of them in a row with what surrounds them, if only that uses them.
+    to three of them with the operations around them, if nothing else uses the sums.
     """
     plain = partial(_sum_plainly, f, axis)
     cut = slices.cut(operands, axis)
@@ -105,12 +105,12 @@ def combine(
 def approximate_mean(
     x: jax.Array, axis: Axis, *, pack_last_axis: bool = False
 ) -> tuple[jax.Array, bool]:
-    """Return the mean over `axis`, kept with size 1, or over a part; whether over all.
+    """Return the mean over `axis`, or that of a sample; and whether it is the mean.
 
-    It takes a fifth of the rows, in four places. Their mean lies within two standard
-    deviations of that of all, whatever the values are: near enough to be the shift of
-    d = x - shift, for little of the cost. Four fifths of sum(d^2) at most are then the
-    shift's, and cancel. Half precision has fewer digits to lose: a 32nd is enough.
+    The sample is a fifth of the rows, from four places. Its mean lies within two
+    standard deviations of the mean, whatever the values are. That is near enough for
+    the shift of d = x - shift, at a fraction of the cost: at most four fifths of
+    sum(d^2) cancel. Half precision has fewer digits to lose: a 32nd is enough.
     """
     dtype = dtypes.statistics_dtype(x.dtype)
 
@@ -125,7 +125,7 @@ def approximate_mean(
     sampled = partial(sample, packed=True)
     if not cut.along_last_axis:
         plain = partial(sample, packed=False)
-    # Elsewhere the sums over a row are fused with its output: there of all of it.
+    # Other platforms fuse the sums over a row with its output: they take the mean.
     (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
     return mean, False
 
@@ -145,16 +145,16 @@ _AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
 def hold(x: jax.Array) -> jax.Array:
     """Return `x`, of the size of the features, computed once.
 
-    XLA:CPU computes a small value anew for each element of a large array it is combined
-    with, but never a quotient. This one is `x` exactly, which XLA may not assume: it
-    would have to know that x is no NaN. (What has size 1 along the last axis is
-    computed once per row anyway.)
+    XLA:CPU recomputes a small operand for every element of the large array that it is
+    combined with, unless the operand is a quotient. This quotient equals `x`, but XLA
+    cannot simplify it: it would have to know that x is not NaN. (An operand of size 1
+    along the last axis is computed once per row anyway.)
     """
     return _identity(x, _HELD, _AS_IT_IS)
 
 
 def hold_cotangent(x: jax.Array) -> jax.Array:
-    """Return `x`, and hold its cotangent: for sums, whose transpose is a broadcast."""
+    """Return `x`, but hold its cotangent: for sums, whose transpose is a broadcast."""
     return _identity(x, _AS_IT_IS, _HELD)
 
 

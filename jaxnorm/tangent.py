@@ -7,8 +7,8 @@ With a = 1 / sqrt(var + eps), d = x - shift and m the mean of d:
     p   = -a^3 * (t_var + t_eps) / 2
     q   = -a * t_mean
 
-Scale and bias that have one value for all that is normalized together are folded into
-a, p and q, which have the small shape of the statistics:
+A scale and a bias that are constant over the elements that are normalized together are
+folded into a, p and q, which have the small shape of the statistics:
 
     t_y = A * t_x + P * d + Q
     A   = scale * a
@@ -19,8 +19,8 @@ The tangents of mean and variance are made from two sums over t_x and d (see
 `moment_tangents`). Half-precision tangents are converted to float32 once: rounding each
 contribution would double the error.
 
-An activation, and what is added before it, are part of it: everything is then
-multiplied by a slope that is computed anew from `x`, where it is used or once.
+With an activation, everything is multiplied by its slope. The slope is recomputed from
+`x`: in every kernel that needs it, or just once where `add` has a float32 tangent.
 """
 
 from functools import partial
@@ -150,7 +150,7 @@ def _deviations_and_slope(
     if activation is None or gain is None or offset is None:
         return d, None
     y = plus(d * gain + offset, add)
-    y = replace_hidden(y, 0, y, weights)  # what is added may be hidden there as well
+    y = replace_hidden(y, 0, y, weights)  # `add` may be hidden as well
     return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
 
 

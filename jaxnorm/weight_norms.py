@@ -1,8 +1,8 @@
 """Reparametrized kernels: weight norm and weight standardization.
 
-They normalize a kernel before it is used, whatever the layer: a kernel in, a kernel
-out. The optimizer keeps the kernel it was given, and gradients pass through. Norms are
-computed in at least float32.
+They normalize the kernel of any layer before it is used: a kernel in, a kernel out. The
+optimizer updates the original kernel, and gradients pass through. Norms are computed in
+at least float32.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def weight_norm(
     eps: ArrayLike = 1e-12,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Give the weights of every feature a length of their own, apart from direction.
+    r"""Give the weights of every feature a length that is learned separately.
 
     .. math::
       w = g \frac{v}{\sqrt{\lVert v \rVert_2^2 + \epsilon}}

@@ -22,8 +22,9 @@ def spectrally_normalized(
 ) -> tuple[jax.Array, SpectralStats]:
     """Divide a kernel by its largest singular value.
 
-    As in Flax, one of zeros loses its singular vector, and is left as it is for good: a
-    bias that starts at zero would be divided by what the first step makes of it.
+    As in Flax, a kernel of zeros resets its singular vector to 0, and is never
+    normalized again: otherwise a parameter that starts at zero would be divided by its
+    own first update.
     """
     dtype = canonicalize_dtype(kernel, *stats, dtype=module.dtype)
     eps = _check_epsilon(module, label)

@@ -29,9 +29,9 @@ class BatchNorm(Norm):
       axis: the feature axis, or axes; all others are reduced.
       momentum: the weight of the old running value; None as in `decay`.
       debias: start the average at the first batch, instead of at mean 0 and variance 1.
-        `weight` in `batch_stats` says how much evidence there is. Averages without
-        one, from a checkpoint of Flax's module, go on as they are. (A target that they
-        are restored into is made by a module without `debias`.)
+        `weight` in `batch_stats` says how much evidence there is. A checkpoint of
+        Flax's module has none; its averages continue with a weight of 1. (To restore
+        it, make the target with a module without `debias`.)
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
       decay: the functional API's word for `momentum`, in place of which it is used;
         None is the equal-weight average of all batches, and needs `weight` as well.

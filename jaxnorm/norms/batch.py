@@ -68,18 +68,20 @@ def batch_norm(
         where nothing is pooled. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
-        Weights are counts for it: of those that add up to 1 nothing is left.
+        Weights count as frequencies: a batch of total weight 1 or less has no unbiased
+        variance, and leaves `stats` as they are.
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
-        output. Given here, the backward pass keeps nothing for it: it computes the
-        output anew from `x`.
+        output. The backward pass keeps nothing for it, but recomputes the output from
+        `x`.
       add: z, an array of the shape of `x` that is added before the activation; the
         other branch of a residual block.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      The output, of the shape of `x`, and the new running statistics: unchanged in
-      evaluation, and by a batch that is empty (all weights 0; what is normalized is
-      then 0, before `add` and the activation) or whose statistics are not finite.
+      The output, of the shape of `x`, and the new running statistics. Those are
+      unchanged in evaluation, by a batch whose statistics are not finite, and by an
+      empty one (all weights 0; the output is then that of `add` and the activation
+      alone).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `stats` is not a

@@ -49,9 +49,10 @@ def layer_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 where
-      half precision is normalized over the last axis). A constant row of bfloat16 comes
-      out as the rounding of its mean over sqrt(eps), where it is differentiated as 0.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
+      half precision over the last axis). In bfloat16, unless it is differentiated, the
+      mean is not corrected for its rounding to float32: a constant row gives up to
+      |mean| * 1e-7 / sqrt(eps) instead of 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -105,8 +106,8 @@ def rms_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 where
-      half precision is normalized over the last axis).
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
+      half precision over the last axis).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
@@ -170,8 +171,8 @@ def group_norm(
       axis_name: device axis, or axes, over which an example is spread (space, not
         channels).
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
-        output. Given here, the backward pass keeps nothing for it: it computes the
-        output anew from `x`.
+        output. The backward pass keeps nothing for it, but recomputes the output from
+        `x`.
       add: z, an array of the shape of `x` that is added before the activation; the
         other branch of a residual block.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
