@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -38,6 +38,7 @@ from examples.common.options import (
     require_not_negative,
     require_positive,
 )
+from examples.common.train_state import TrainState
 from examples.common.training import Fit, Metrics, fit, measure, on_all_devices
 
 
@@ -89,14 +90,6 @@ class Config:
         require_not_negative(weight_decay=self.weight_decay, seed=self.seed)
         if not self.norms or len(set(self.norms)) < len(self.norms):
             raise ValueError("--norms takes one norm or more, each of them once")
-
-
-class TrainState(NamedTuple):
-    """What training changes: three pytrees, passed in and handed back."""
-
-    params: Params
-    stats: Stats
-    opt_state: optax.OptState
 
 
 def train_step(
@@ -201,12 +194,12 @@ def write_figures(
     fits: dict[NormName, Fit], layer_inputs: dict[NormName, LayerInputs], out: Path
 ) -> list[Path]:
     """Draw the curves and the histograms, and return where they are."""
-    style.use_style()
-    curves = plot_curves({norm: result.history for norm, result in fits.items()})
-    histograms = plot_layer_inputs(layer_inputs)
+    histories = {norm: result.history for norm, result in fits.items()}
     return [
-        style.save_figure(curves, out / "curves.png"),
-        style.save_figure(histograms, out / "layer_inputs.png"),
+        style.draw_figure(partial(plot_curves, histories), out / "curves.png"),
+        style.draw_figure(
+            partial(plot_layer_inputs, layer_inputs), out / "layer_inputs.png"
+        ),
     ]
 
 

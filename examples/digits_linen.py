@@ -20,13 +20,13 @@ from flax import serialization
 from flax.training import train_state
 
 import jaxnorm.linen
-from examples import digits_shared as shared
+from examples.common import digits
 from examples.common.data import CLASSES, Batch, Dataset
-from examples.digits_shared import Learner, Metrics
+from examples.common.digits import Learner, Metrics
 
 
 @dataclass(frozen=True)
-class Config(shared.Config):
+class Config(digits.Config):
     """Train a Flax linen network on images of digits; save and resume it."""
 
     out: Path = Path("runs/digits-linen")
@@ -71,7 +71,7 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             weights=batch.weights,
             mutable=["batch_stats"],
         )
-        metrics = shared.measure(logits, batch)
+        metrics = digits.measure(logits, batch)
         return metrics.loss / metrics.count, (updates["batch_stats"], metrics)
 
     grads, (batch_stats, metrics) = jax.grad(loss, has_aux=True)(state.params)
@@ -83,7 +83,7 @@ def eval_step(state: TrainState, batch: Batch) -> Metrics:
     """Return the metrics of a batch that is normalized by the running statistics."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits = state.apply_fn(variables, batch.images, training=False)
-    return shared.measure(logits, batch)
+    return digits.measure(logits, batch)
 
 
 def make(config: Config, train_data: Dataset) -> Learner:
@@ -95,7 +95,7 @@ def make(config: Config, train_data: Dataset) -> Learner:
         apply_fn=network.apply,
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        tx=shared.make_optimizer(config, len(train_data.labels)),
+        tx=digits.make_optimizer(config, len(train_data.labels)),
     )
     return Learner(
         state,
@@ -107,4 +107,4 @@ def make(config: Config, train_data: Dataset) -> Learner:
 
 
 if __name__ == "__main__":
-    shared.run(tyro.cli(Config, prog="python -m examples.digits_linen"), make)
+    digits.run(tyro.cli(Config, prog="python -m examples.digits_linen"), make)

@@ -17,13 +17,13 @@ import tyro
 from flax import nnx
 
 import jaxnorm.nnx
-from examples import digits_shared as shared
+from examples.common import digits
 from examples.common.data import CLASSES, Batch, Dataset
-from examples.digits_shared import Learner, Metrics, Tree
+from examples.common.digits import Learner, Metrics, Tree
 
 
 @dataclass(frozen=True)
-class Config(shared.Config):
+class Config(digits.Config):
     """Train a Flax nnx network on images of digits; save and resume it."""
 
     out: Path = Path("runs/digits-nnx")
@@ -72,7 +72,7 @@ def update(network: Network, optimizer: nnx.Optimizer, batch: Batch) -> Metrics:
     """Take one step; return the metrics of the batch before it."""
 
     def loss(network: Network) -> tuple[jax.Array, Metrics]:
-        metrics = shared.measure(network(batch.images, batch.weights), batch)
+        metrics = digits.measure(network(batch.images, batch.weights), batch)
         return metrics.loss / metrics.count, metrics
 
     grads, metrics = nnx.grad(loss, has_aux=True)(network)
@@ -83,7 +83,7 @@ def update(network: Network, optimizer: nnx.Optimizer, batch: Batch) -> Metrics:
 @nnx.jit
 def evaluate(network: Network, batch: Batch) -> Metrics:
     """Return the metrics of a batch."""
-    return shared.measure(network(batch.images), batch)
+    return digits.measure(network(batch.images), batch)
 
 
 def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -103,7 +103,7 @@ def eval_step(state: State, batch: Batch) -> Metrics:
 def make(config: Config, train_data: Dataset) -> Learner:
     """Return a fresh network, and how it is trained and saved."""
     network = Network(config.width, nnx.Rngs(config.seed))
-    transformation = shared.make_optimizer(config, len(train_data.labels))
+    transformation = digits.make_optimizer(config, len(train_data.labels))
     optimizer = nnx.Optimizer(network, transformation, wrt=nnx.Param)
 
     def to_tree(state: State) -> Tree:
@@ -119,4 +119,4 @@ def make(config: Config, train_data: Dataset) -> Learner:
 
 
 if __name__ == "__main__":
-    shared.run(tyro.cli(Config, prog="python -m examples.digits_nnx"), make)
+    digits.run(tyro.cli(Config, prog="python -m examples.digits_nnx"), make)

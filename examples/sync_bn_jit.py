@@ -17,7 +17,7 @@ import tyro
 from jax.sharding import Mesh
 
 from examples.common import devices, sync
-from examples.common.sync import Task, Way
+from examples.common.sync import Strategy, Task
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Config(sync.Config):
     out: Path = Path("runs/sync_bn_jit")
 
 
-def make_way(task: Task, mesh: Mesh) -> Way:
+def make_strategy(task: Task, mesh: Mesh) -> Strategy:
     """Return how to train: whole parameters on every device, rows dealt out."""
-    return Way(
+    return Strategy(
         name="jit, rows sharded",
         devices=devices.describe_mesh(mesh),
         step=jax.jit(partial(sync.plain_step, task)),
@@ -43,7 +43,7 @@ def make_way(task: Task, mesh: Mesh) -> Way:
 
 
 def main(config: Config) -> None:
-    sync.run_example(config, make_way)
+    sync.run_example(config, make_strategy)
 
 
 if __name__ == "__main__":

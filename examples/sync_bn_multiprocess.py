@@ -48,7 +48,7 @@ from examples.common.checkpoints import (
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
 from examples.common.options import one_line_errors, require_positive
-from examples.common.sync import Run, Task, TrainState, Way
+from examples.common.sync import Run, Strategy, Task, TrainState
 from jaxnorm import check_replicas
 
 # Options that decide what comes out; a resumed run has those it was begun with.
@@ -91,11 +91,11 @@ class Config(sync.Config):
         )
 
 
-def make_way(task: Task, mesh: Mesh) -> Way:
+def make_strategy(task: Task, mesh: Mesh) -> Strategy:
     """Return how to train over the devices of all processes."""
     everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(DATA_AXIS))
 
-    def deal_out(batch: Batch) -> Batch:
+    def spread_batch(batch: Batch) -> Batch:
         return jax.tree.map(
             partial(jax.make_array_from_process_local_data, rows), batch
         )
@@ -105,12 +105,12 @@ def make_way(task: Task, mesh: Mesh) -> Way:
         return jax.device_get(state)
 
     processes = jax.process_count()
-    return Way(
+    return Strategy(
         name=f"{processes} process{'es' if processes > 1 else ''}",
         devices=f"{processes} x {jax.local_device_count()} devices",
         step=sync_bn_shard_map.make_step(task, mesh),
         put_state=partial(jax.device_put, device=everywhere),
-        put_batch=deal_out,
+        put_batch=spread_batch,
         get_state=take_one,
     )
 
@@ -164,10 +164,10 @@ def begin(config: Config) -> None:
 
 
 def train_with_checkpoints(
-    way: Way, config: Config, task: Task, dataset: data.Dataset
+    strategy: Strategy, config: Config, task: Task, dataset: data.Dataset
 ) -> Run:
     """Train from the start, or from the last checkpoint, and leave checkpoints."""
-    state = way.put_state(sync.start_state(config, task))
+    state = strategy.put_state(sync.start_state(config, task))
     losses = np.zeros(config.steps)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=2, enable_async_checkpointing=False
@@ -182,18 +182,18 @@ def train_with_checkpoints(
             say(f"Resumed after step {done} of {config.steps}")
         batches = sync.batches_from(done, dataset, config, multiple=jax.device_count())
         speeds = []
-        for step in progress(range(done, config.steps), way.name):
+        for step in progress(range(done, config.steps), strategy.name):
             batch = next(batches)
-            placed = way.put_batch(own_rows(batch))
+            placed = strategy.put_batch(own_rows(batch))
             start = time.perf_counter()
-            state, loss = jax.block_until_ready(way.step(state, placed))
+            state, loss = jax.block_until_ready(strategy.step(state, placed))
             if step > done:  # the first step compiles
                 speeds.append(np.sum(batch.weights) / (time.perf_counter() - start))
             losses[step] = float(loss)
             if (step + 1) % config.checkpoint_every == 0:
                 reached = {"state": state, "losses": losses[: step + 1]}
                 checkpoints.save(step + 1, args=ocp.args.StandardSave(reached))
-    return Run(way.get_state(state), losses, float(np.median(speeds or [0.0])))
+    return Run(strategy.get_state(state), losses, float(np.median(speeds or [0.0])))
 
 
 def progress(steps: range, label: str) -> Any:
@@ -218,16 +218,18 @@ def work(config: Config) -> None:
     """Train, in one of the processes."""
     task = sync.make_task(config)
     mesh = Mesh(np.array(jax.devices()), (DATA_AXIS,))
-    way = make_way(task, mesh)
+    strategy = make_strategy(task, mesh)
     train_data, test_data = data.load_digits()
-    run = train_with_checkpoints(way, config, task, train_data)
+    run = train_with_checkpoints(strategy, config, task, train_data)
     if jax.process_index() == 0:
         one = sync.one_device(task)
         reference = sync.train(one, config, task, train_data)
         accuracies = tuple(
             sync.accuracy(task, each.state, test_data) for each in (run, reference)
         )
-        sync.tell(Console(), way, run, reference, accuracies, config.out, config)
+        sync.report_results(
+            Console(), strategy, run, reference, accuracies, config.out, config
+        )
         print("Fingerprint of the final state:", fingerprint(run.state))
 
 

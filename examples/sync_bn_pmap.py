@@ -24,7 +24,7 @@ from examples.common import devices, sync
 from examples.common.convnet import Params, Stats
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.sync import Task, TrainState, Way
+from examples.common.sync import Strategy, Task, TrainState
 from jaxnorm import check_replicas
 
 
@@ -55,14 +55,14 @@ def train_step(
     return sync.apply_gradients(task, state, grads, stats), loss
 
 
-def make_way(task: Task, mesh: Mesh) -> Way:
+def make_strategy(task: Task, mesh: Mesh) -> Strategy:
     """Return how to train: a copy of the state, and a share of the rows, a device."""
     used = list(mesh.devices.flat)
 
     def copy_to_all(state: TrainState) -> TrainState:
         return jax.tree.map(lambda leaf: np.stack([leaf] * len(used)), state)
 
-    def deal_out(batch: Batch) -> Batch:
+    def spread_batch(batch: Batch) -> Batch:
         return jax.tree.map(
             lambda array: array.reshape(len(used), -1, *array.shape[1:]), batch
         )
@@ -71,20 +71,20 @@ def make_way(task: Task, mesh: Mesh) -> Way:
         check_replicas(state, stacked=True)
         return jax.tree.map(lambda leaf: np.asarray(leaf[0]), state)
 
-    return Way(
+    return Strategy(
         name="pmap",
         devices=devices.describe_mesh(mesh),
         step=jax.pmap(
             partial(train_step, task), DATA_AXIS, out_axes=(0, None), devices=used
         ),
         put_state=copy_to_all,
-        put_batch=deal_out,
+        put_batch=spread_batch,
         get_state=take_one,
     )
 
 
 def main(config: Config) -> None:
-    sync.run_example(config, make_way)
+    sync.run_example(config, make_strategy)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from examples.common import devices, sync
 from examples.common.convnet import Params, Stats
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.sync import Task, TrainState, Way
+from examples.common.sync import Strategy, Task, TrainState
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def make_step(task: Task, mesh: Mesh) -> jax.stages.Wrapped:
     )
 
 
-def make_way(task: Task, mesh: Mesh) -> Way:
-    return Way(
+def make_strategy(task: Task, mesh: Mesh) -> Strategy:
+    return Strategy(
         name="shard_map",
         devices=devices.describe_mesh(mesh),
         step=make_step(task, mesh),
@@ -76,7 +76,7 @@ def make_way(task: Task, mesh: Mesh) -> Way:
 
 
 def main(config: Config) -> None:
-    sync.run_example(config, make_way)
+    sync.run_example(config, make_strategy)
 
 
 if __name__ == "__main__":

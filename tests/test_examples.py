@@ -229,13 +229,13 @@ def test_results_stay_readable_without_finite_numbers(tmp_path):
 
     losses = {"train_loss": [nan, nan], "test_loss": [nan, nan]}
     accuracies = {"train_accuracy": [0.1, 0.1], "test_accuracy": [0.1, 0.1]}
-    figure = plot_curves({"none": losses | accuracies})
-    assert_is_picture(style.save_figure(figure, tmp_path / "curves.png"))
+    draw = partial(plot_curves, {"none": losses | accuracies})
+    assert_is_picture(style.draw_figure(draw, tmp_path / "curves.png"))
 
     values = np.random.default_rng(0).normal(size=(4, 8))
     broken = LayerInputs([values, 0 * values], [nan * values, 0 * values])
-    figure = plot_layer_inputs({"none": broken})
-    assert_is_picture(style.save_figure(figure, tmp_path / "layer_inputs.png"))
+    draw = partial(plot_layer_inputs, {"none": broken})
+    assert_is_picture(style.draw_figure(draw, tmp_path / "layer_inputs.png"))
 
 
 # The demo, as its user runs it.

@@ -10,8 +10,7 @@ import tyro
 from numpy.testing import assert_allclose
 
 from examples import digits_linen, digits_nnx
-from examples import digits_shared as shared
-from examples.common import data
+from examples.common import data, digits
 from tests.example_parts import assert_is_picture
 
 EXAMPLES = pytest.mark.parametrize(
@@ -25,7 +24,7 @@ def quick(example, out, **options):
 
 
 def stored(path):
-    with shared.checkpointer() as reader:
+    with digits.checkpointer() as reader:
         return reader.restore(path)
 
 
@@ -43,7 +42,7 @@ def histories(out):
 def trained(request, tmp_path_factory):
     """An example, and where it has been run."""
     out = tmp_path_factory.mktemp("run")
-    return request.param, out, shared.run(quick(request.param, out), request.param.make)
+    return request.param, out, digits.run(quick(request.param, out), request.param.make)
 
 
 def test_it_learns_and_reports(trained):
@@ -60,13 +59,13 @@ def test_resuming_changes_nothing(trained, tmp_path, capsys):
     shutil.copytree(whole / "epoch_0003", tmp_path / "epoch_0003")
     before = files(tmp_path)
     shutil.copy(whole / "history.json", tmp_path)
-    shared.run(quick(example, tmp_path, resume=True), example.make)
+    digits.run(quick(example, tmp_path, resume=True), example.make)
     assert "test accuracy" in capsys.readouterr().out
     assert before.items() <= files(tmp_path).items()
     assert histories(tmp_path) == histories(whole)
     expected, actual = stored(whole / "epoch_0004"), stored(tmp_path / "epoch_0004")
-    assert shared.shapes(actual) == shared.shapes(expected)
-    means = [name for name in shared.shapes(actual) if name.endswith("/mean")]
+    assert digits.shapes(actual) == digits.shapes(expected)
+    means = [name for name in digits.shapes(actual) if name.endswith("/mean")]
     assert len(means) == 3
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -78,7 +77,7 @@ def test_resuming_where_the_past_is_unknown(trained, tmp_path):
     shutil.copytree(whole / "epoch_0003", tmp_path / "epoch_0003")
     for epochs in (4, 5):
         config = quick(example, tmp_path, resume=True, epochs=epochs)
-        last = shared.run(config, example.make)
+        last = digits.run(config, example.make)
         assert last["test_accuracy"] > 0.8
         assert_is_picture(tmp_path / "curves.png")
         history = json.loads((tmp_path / "results.json").read_text())["history"]
@@ -113,7 +112,7 @@ def test_it_refuses_and_overwrites_nothing(trained, tmp_path):
     def refuses(text, out=out, **options):
         before = files(out)
         with pytest.raises(SystemExit, match=f"error: .*{text}"):
-            shared.run(quick(example, out, **options), example.make)
+            digits.run(quick(example, out, **options), example.make)
         assert files(out) == before
 
     refuses("there is no checkpoint in .* to resume from", tmp_path, resume=True)
@@ -138,7 +137,7 @@ def test_it_refuses_and_overwrites_nothing(trained, tmp_path):
 @EXAMPLES
 def test_gradients_are_clipped(example, tmp_path):
     config = quick(example, tmp_path, clip=0.5)
-    optimizer = shared.make_optimizer(config, 100)
+    optimizer = digits.make_optimizer(config, 100)
     params = {"kernel": np.ones((3, 3), np.float32)}
     state = optimizer.init(params)
     grads = {"kernel": np.full((3, 3), 100, np.float32)}

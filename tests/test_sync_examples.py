@@ -75,7 +75,7 @@ def test_example_in_one_process(example, tmp_path, capsys, monkeypatch):
 
 @cache
 def on_one_device(steps):
-    """Train; return the losses, and how many test images are told right."""
+    """Train; return the losses, and how many test images are classified correctly."""
     config = sync.Config(**SMALL, steps=steps)
     task = sync.make_task(config)
     images, tested = data.load_digits()
@@ -321,6 +321,6 @@ def test_processes_give_what_one_gives_and_survive_a_kill(tmp_path):
     assert four.returncode == 0, errors
     uninterrupted = check_report(whole, tmp_path / "four")
     assert uninterrupted["devices"] == "4 x 1 devices"
-    # Four ranks either way, which gloo adds up in the same order: no bit was lost.
+    # Four ranks either strategy, which gloo adds up in the same order: no bit was lost.
     assert resumed["losses"] == uninterrupted["losses"]
     assert fingerprint(printed) == fingerprint(whole)

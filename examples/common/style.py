@@ -47,18 +47,8 @@ RC_PARAMS = {
 }
 
 
-def use_style() -> None:
-    """Make every figure drawn from here on look alike."""
-    matplotlib.rcParams.update(RC_PARAMS)
-
-
 def draw_figure(draw: Callable[[], Figure], path: Path) -> Path:
     """Draw a figure in this style, write it as a PNG and return its path."""
-    use_style()
-    return save_figure(draw(), path)
-
-
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Write the figure as a PNG with a white background and return its path."""
-    figure.savefig(path, facecolor="white")
+    with matplotlib.rc_context(RC_PARAMS):
+        draw().savefig(path, facecolor="white")
     return path

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 from rich.console import Console
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from examples.common.options import (
     require_not_negative,
     require_positive,
 )
+from examples.common.train_state import TrainState
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,6 @@ class Config:
 SIZES = {"devices", "steps", "batch_size", "width", "depth", "learning_rate"}
 
 
-class TrainState(NamedTuple):
-    """What training changes: three pytrees, passed in and handed back."""
-
-    params: Params
-    stats: Stats
-    opt_state: optax.OptState
-
-
 class Task(NamedTuple):
     """What is trained. Hashable, so that it may be a static argument."""
 
@@ -83,8 +76,8 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
 
 
-class Way(NamedTuple):
-    """A way to train on several devices.
+class Strategy(NamedTuple):
+    """How to train on several devices.
 
     Attributes:
       name: as tables have it.
@@ -160,9 +153,9 @@ def plain_step(
     return apply_gradients(task, state, grads, stats), loss
 
 
-def one_device(task: Task) -> Way:
+def one_device(task: Task) -> Strategy:
     device = jax.local_devices()[0]
-    return Way(
+    return Strategy(
         name="one device",
         devices="1 device",
         step=jax.jit(partial(plain_step, task)),
@@ -190,21 +183,21 @@ def batches_from(
         yield from list(batches)[skipped:]
 
 
-def train(way: Way, config: Config, task: Task, dataset: Dataset) -> Run:
+def train(strategy: Strategy, config: Config, task: Task, dataset: Dataset) -> Run:
     """Train for `config.steps` steps from the start."""
-    state = way.put_state(start_state(config, task))
+    state = strategy.put_state(start_state(config, task))
     losses, speeds = [], []
     batches = batches_from(0, dataset, config, multiple=config.devices)
-    for _ in tqdm(range(config.steps), desc=way.name, unit="step", disable=None):
+    for _ in tqdm(range(config.steps), desc=strategy.name, unit="step", disable=None):
         batch = next(batches)
-        placed = way.put_batch(batch)
+        placed = strategy.put_batch(batch)
         start = time.perf_counter()
-        state, loss = jax.block_until_ready(way.step(state, placed))
+        state, loss = jax.block_until_ready(strategy.step(state, placed))
         speeds.append(np.sum(batch.weights) / (time.perf_counter() - start))
         losses.append(float(loss))
     # The first step compiles.
     speed = statistics.median(speeds[1:] or speeds)
-    return Run(way.get_state(state), np.array(losses), float(speed))
+    return Run(strategy.get_state(state), np.array(losses), float(speed))
 
 
 def largest_differences(run: Run, reference: Run) -> dict[str, float]:
@@ -222,16 +215,16 @@ def largest_differences(run: Run, reference: Run) -> dict[str, float]:
 
 
 def accuracy(task: Task, state: TrainState, dataset: Dataset) -> float:
-    """Return how many images are told right with the running statistics."""
+    """Return how many images are classified correctly with the running statistics."""
     evaluate = jax.jit(partial(convnet.apply, task.network, training=False))
     params, stats = jax.device_get((state.params, state.stats))
     logits = evaluate(params, stats, dataset.images).logits
     return float(np.mean(np.argmax(logits, axis=-1) == dataset.labels))
 
 
-def tell(
+def report_results(
     console: Console,
-    way: Way,
+    strategy: Strategy,
     run: Run,
     reference: Run,
     accuracies: tuple[float, float],
@@ -248,7 +241,7 @@ def tell(
             "Images/s": f"{each.images_per_second:,.0f}",
         }
         for name, each, right in zip(
-            (way.name, "one device"), (run, reference), accuracies, strict=True
+            (strategy.name, "one device"), (run, reference), accuracies, strict=True
         )
     ]
     report.print_table(console, f"After {len(run.losses)} steps", rows)
@@ -256,19 +249,20 @@ def tell(
     console.print(
         "Largest difference from one device: "
         + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()),
-        f"Throughput: {run.images_per_second:,.0f} images/s on {way.devices}, "
+        f"Throughput: {run.images_per_second:,.0f} images/s on {strategy.devices}, "
         f"{reference.images_per_second:,.0f} on one",
         sep="\n",
         highlight=False,
         soft_wrap=True,
     )
+    draw = partial(plot_losses, strategy, run, reference)
     written = [
-        draw(way, run, reference, out / "losses.png"),
+        style.draw_figure(draw, out / "losses.png"),
         report.write_json(
             out / "results.json",
             {
                 "config": dataclasses.asdict(config),
-                "devices": way.devices,
+                "devices": strategy.devices,
                 "jax": jax.__version__,
                 "losses": run.losses.tolist(),
                 "differences": differences,
@@ -280,37 +274,35 @@ def tell(
     console.print("Written:", *written, sep="\n  ", soft_wrap=True, highlight=False)
 
 
-def draw(way: Way, run: Run, reference: Run, path: Path) -> Path:
+def plot_losses(strategy: Strategy, run: Run, reference: Run) -> Figure:
     """Draw both losses, and below them how far they are apart."""
-    style.use_style()
-    figure, (above, below) = plt.subplots(
-        2, 1, sharex=True, figsize=(7, 5), layout="constrained"
-    )
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     steps = np.arange(1, len(run.losses) + 1)
     colors = style.NORM_COLORS["batch"], style.NORM_COLORS["group"]
     above.plot(steps, reference.losses, color=colors[1], label="one device", lw=4)
-    above.plot(steps, run.losses, color=colors[0], label=way.name)
-    above.set(title=f"BatchNorm on {way.devices}", ylabel="training loss")
+    above.plot(steps, run.losses, color=colors[0], label=strategy.name)
+    above.set(title=f"BatchNorm on {strategy.devices}", ylabel="training loss")
     above.legend()
     # Where the two are equal to the last bit, a logarithm needs something to show.
     apart = np.maximum(np.abs(run.losses - reference.losses), 1e-9)
     below.semilogy(steps, apart, color=colors[0])
     below.set(xlabel="step", ylabel="difference of the losses")
-    style.save_figure(figure, path)
-    plt.close(figure)
-    return path
+    return figure
 
 
-def run_example(config: Config, make_way: Callable[[Task, Mesh], Way]) -> None:
-    """Train in an example's way and on one device; tell how they differ."""
+def run_example(
+    config: Config, make_strategy: Callable[[Task, Mesh], Strategy]
+) -> None:
+    """Train by an example's strategy and on one device; report how they differ."""
     with one_line_errors(devices.DevicesNotAvailableError, OSError):
         mesh = devices.data_mesh(config.devices)
         config.out.mkdir(parents=True, exist_ok=True)
     task = make_task(config)
-    way = make_way(task, mesh)
+    strategy = make_strategy(task, mesh)
     console = Console()
     train_data, test_data = data.load_digits()
-    run = train(way, config, task, train_data)
+    run = train(strategy, config, task, train_data)
     reference = train(one_device(task), config, task, train_data)
     accuracies = tuple(accuracy(task, r.state, test_data) for r in (run, reference))
-    tell(console, way, run, reference, accuracies, config.out, config)
+    report_results(console, strategy, run, reference, accuracies, config.out, config)

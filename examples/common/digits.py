@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +135,7 @@ def run(config: Config, make: Callable[[Config, Dataset], Learner]) -> dict[str,
                 history[name].append(measured[name])
             report.write_json(config.out / HISTORY, history)
             save(checkpoint_path(config.out, epoch + 1), learner.to_tree(state))
-    return tell(config, history)
+    return report_results(config, history)
 
 
 def run_epoch(
@@ -164,7 +165,7 @@ def run_epoch(
     return state, measured
 
 
-def tell(config: Config, history: dict[str, list[float]]) -> dict[str, Any]:
+def report_results(config: Config, history: dict[str, list[float]]) -> dict[str, Any]:
     """Print the last metrics; write the figure and the JSON."""
     console = Console()
     last = {name: values[-1] for name, values in history.items()}
@@ -178,9 +179,9 @@ def tell(config: Config, history: dict[str, list[float]]) -> dict[str, Any]:
         **last,
         "history": history,
     }
-    style.use_style()
+    draw = partial(plot_curves, {"batch": history})
     written = [
-        style.save_figure(plot_curves({"batch": history}), config.out / "curves.png"),
+        style.draw_figure(draw, config.out / "curves.png"),
         report.write_json(config.out / "results.json", results),
         checkpoint_path(config.out, config.epochs),
     ]
