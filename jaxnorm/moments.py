@@ -127,6 +127,14 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       >>> print(f"{count:.3f} {mean:.3f} {m2:.3f}")
       3.000 3.000 14.000
 
+      The moments of a data set in batches of several sizes, as running statistics:
+
+      >>> from functools import reduce
+      >>> batches = jnp.ones((32, 2)), jnp.zeros((6, 2))
+      >>> moments = [jn.compute_moments(batch, axis=0) for batch in batches]
+      >>> whole = reduce(jn.merge_moments, moments)
+      >>> stats = jn.NormStats(whole.mean, whole.var, 1.0)
+
     Reference:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.

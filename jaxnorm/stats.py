@@ -25,6 +25,10 @@ from jaxnorm.moments import Moments
 class NormStats(NamedTuple):
     """Running statistics of a normalization.
 
+    A checkpoint that restores it as a dictionary becomes `NormStats(**restored)`.
+    Programs that take or return it can be serialized by `jax.export`, as those of
+    Moments and SpectralStats (which needs the package flatbuffers).
+
     Attributes:
       mean: running mean, one value per feature.
       var: running variance, one value per feature; always real.

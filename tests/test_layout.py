@@ -1,6 +1,7 @@
 """The house: imports run one way, and the core needs jax alone."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,13 @@ def modules() -> dict[str, Path]:
 
 def test_every_module_has_its_place():
     assert set(modules()) - {"__init__"} == set(ORDER)
+
+
+def test_the_readme_names_every_module():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    table = readme[readme.index("| in `jaxnorm/` | |") :]
+    named = re.findall(r"`(\w+)`", table[: table.index("\n\n")])
+    assert set(named) == {name.split(".")[0] for name in ORDER}
 
 
 def test_imports_run_downwards():
