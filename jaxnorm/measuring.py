@@ -46,7 +46,12 @@ def measure(
     """
     packed = moments_used or not _faster_together(x, over)
     count = sum_groups(total_weight(x, weights, over.axis), over, x)
-    shift, is_mean = _shift(x, weights, count, over, packed)
+    shift, is_mean = _near_mean(x, weights, count, over, packed)
+    # Half precision has no digits to lose where the shift is held; of size 1 along the
+    # last axis it is not.
+    if not dtypes.is_half(x) or weights is not None or x.shape[-1:] == (1,):
+        shift = settle(shift)
+    shift = sums.hold(shift)
     first, second = _sums_of_deviations(x, weights, shift, over, packed)
     if not over.centered or (is_mean and x.dtype == jnp.bfloat16 and not packed):
         mean, m2 = jnp.zeros_like(shift), second
@@ -61,22 +66,6 @@ def measure(
         return moments
     pooled = pool(moments, over.axis_name, over.axis_index_groups)
     return pooled._replace(shift=sums.hold(pooled.shift))
-
-
-def _shift(
-    x: jax.Array,
-    weights: jax.Array | None,
-    count: jax.Array,
-    over: Reduction,
-    packed: bool,
-) -> tuple[jax.Array, bool]:
-    """Return what deviations are taken from, and whether it is the mean itself."""
-    shift, is_mean = _near_mean(x, weights, count, over, packed)
-    # Half precision has no digits to lose where the shift is held; of size 1 along the
-    # last axis it is not.
-    if not dtypes.is_half(x) or weights is not None or x.shape[-1:] == (1,):
-        shift = settle(shift)
-    return sums.hold(shift), is_mean
 
 
 def _near_mean(
