@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm.axes import AxisName, Groups
-from jaxnorm.sharding import is_spread
+from jaxnorm.sharding import is_spread, vary
 
 Tree = TypeVar("Tree")
 
@@ -42,7 +42,12 @@ def sum_over_devices(
     if axis_name is None:
         return tree
     if groups is None:
-        return _packed(lambda flat: lax.psum(flat, axis_name), tree)
+
+        def add_all(flat: jax.Array) -> jax.Array:
+            # In shard_map, psum takes no array that varies along some of the axes only.
+            return lax.psum(vary(flat, lax.axis_index(axis_name)), axis_name)
+
+        return _packed(add_all, tree)
     mine = _group_of_each_device(groups)[lax.axis_index(axis_name)]
     row = jnp.arange(len(groups)) == mine
 

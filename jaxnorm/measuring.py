@@ -168,7 +168,9 @@ def moment_tangents(
     if t_weights is not None:
         c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
         t_sum += _sum(t_weights * c, over.axis)
-        t_m2 += _sum(t_weights * square(c), over.axis)
+        # An empty set has no mean to measure from.
+        t_squares = _sum(t_weights * square(c), over.axis)
+        t_m2 += jnp.where(moments.count > 0, t_squares, 0)
     local = {"m2": t_m2}
     if over.centered:
         local["mean"] = t_sum

@@ -95,6 +95,29 @@ def test_traced_training_wherever_the_batch_varies(mode, axis_name, spec, featur
         chex.assert_trees_all_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("number_of_devices")
+@pytest.mark.parametrize("mode", [CHECKED, UNCHECKED], ids=str)
+def test_pooling_over_an_axis_along_which_the_batch_is_the_same(mode):
+    """It is then counted once for each of these devices: nothing changes."""
+    sharded = jax.shard_map(
+        lambda x: jn.batch_norm(x, STATS, training=True, axis_name=("data", "model")),
+        mesh=make_mesh(mode, SHAPE),
+        in_specs=P("data"),
+        out_specs=(P("data"), P()),
+        check_vma=mode == CHECKED,
+    )
+
+    def value_and_grad(f):
+        def loss(x):
+            y, stats = f(x)
+            return jnp.sum(y**3) + jnp.sum(stats.var), (y, stats)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(X)
+
+    alone = value_and_grad(lambda x: jn.batch_norm(x, STATS, training=True))
+    chex.assert_trees_all_close(value_and_grad(sharded), alone, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", [AUTO, EXPLICIT], ids=str)
 @pytest.mark.parametrize("spec", [P("data", None, "model"), P(None, None, "model")])
 @pytest.mark.parametrize("features", [P(), P("model")], ids=str)

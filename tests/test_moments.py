@@ -281,6 +281,17 @@ def test_mixed_derivatives_at_a_weight_of_zero():
     )
 
 
+def test_an_empty_set_has_no_squares_to_gain():
+    """It has no mean either, and zero is nothing to measure deviations from."""
+    x = jnp.asarray([[3.0, 5.0], [1.0, 2.0]])
+
+    def squares(weights):
+        return jnp.sum(jn.compute_moments(x, 1, weights=weights).m2)
+
+    gradient = jax.grad(squares)(jnp.asarray([[0.0], [1.0]]))
+    np.testing.assert_allclose(gradient, [[0], [0.5]])
+
+
 def test_moments_of_few_digits_are_widened():
     """A mean that is an integer would be cut off, and a count in bfloat16 stay."""
     merged = jn.merge_moments(jn.Moments(1, 2, 0), jn.Moments(1, 5, 0))
