@@ -1,5 +1,7 @@
 """jaxnorm: functional normalization for JAX. State in, state out, plain pytrees.
 
+`help(jaxnorm.batch_norm)` has its equation, shapes, dtypes, errors and an example.
+
 Normalize
     batch_norm              every feature over the batch, with running statistics
     layer_norm, rms_norm    every example over its features

@@ -1,5 +1,6 @@
 """Checks and conversions of arguments that are arrays: dtype, shape, broadcasting."""
 
+import math
 from typing import Any
 
 import jax
@@ -62,9 +63,22 @@ def expand_parameter(
     raise ValueError(
         f"{caller}: {name} must have shape {sizes}, {sizes_in_words(axes)} of {of}, "
         f"or the rank of {of} and broadcast to it. Received {name} with shape "
-        f"{array.shape} for {of} with shape {x.shape}; reshape {name}, or name other "
-        "axes."
+        f"{array.shape} for {of} with shape {x.shape}; "
+        f"{_mend_of_parameter(array, x, sizes, name)}."
     )
+
+
+def _mend_of_parameter(
+    array: jax.Array, x: jax.Array, sizes: tuple[int, ...], name: str
+) -> str:
+    """Say what would make a parameter fit: another shape, or other axes."""
+    change = f"reshape {name}"
+    if array.size != math.prod(sizes):
+        change = "pass one value for each"
+    fitting = [axis for axis, n in enumerate(x.shape) if array.shape == (n,)]
+    if len(fitting) == 1:
+        return f"{change}, or name axis {fitting[0]}, which it fits"
+    return f"{change}, or name other axes"
 
 
 def expand_statistics(

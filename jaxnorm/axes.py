@@ -119,7 +119,8 @@ def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
         ) from None
     if num_groups < 1 or channels % num_groups:
         if isinstance(channels, int):
-            mend = f"choose {_nearest_divisors(channels, num_groups)}"
+            nearest = _nearest_divisors(channels, num_groups)
+            mend = f"choose {nearest}, or another feature_axis"
         else:  # symbolic, as in jax.export
             mend = f"make it a multiple in name too, such as {num_groups}*{channels}"
         raise ValueError(

@@ -172,6 +172,8 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
         mend = "start with jaxnorm.init_stats(num_features)"
         if isinstance(stats, Moments):
             mend = "update_stats(stats, moments) moves one by moments"
+        elif isinstance(stats, jax.Array | np.ndarray):
+            mend = "it comes before scale and bias; " + mend
         elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
             stars = "**" if isinstance(stats, dict) else "*"
             more = ", weight=1.0" if len(stats) == 2 else ""

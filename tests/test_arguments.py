@@ -86,14 +86,27 @@ ERRORS = {
         ValueError,
         "batch_norm: scale must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received scale with shape (4,) for x with "
-        "shape (4, 6); reshape scale, or name other axes.",
+        "shape (4, 6); pass one value for each, or name axis 0, which it fits.",
+    ),
+    "scale of another shape": (
+        lambda: jn.layer_norm(jnp.ones((2, 3, 4)), jnp.ones((4, 3)), axis=(1, 2)),
+        ValueError,
+        "layer_norm: scale must have shape (3, 4), the sizes of axes (1, 2) of x, or "
+        "the rank of x and broadcast to it. Received scale with shape (4, 3) for x "
+        "with shape (2, 3, 4); reshape scale, or name other axes.",
+    ),
+    "scale and bias before the statistics": (
+        lambda: batch_norm(X, jnp.ones(6), jnp.zeros(6)),
+        TypeError,
+        "batch_norm: stats must be a NormStats. Received ArrayImpl; it comes before "
+        "scale and bias; start with jaxnorm.init_stats(num_features).",
     ),
     "bias of another size": (
         lambda: jn.instance_norm(jnp.ones((2, 3, 4)), None, jnp.ones(3)),
         ValueError,
         "instance_norm: bias must have shape (4,), the size of axis 2 of x, or the "
         "rank of x and broadcast to it. Received bias with shape (3,) for x with shape "
-        "(2, 3, 4); reshape bias, or name other axes.",
+        "(2, 3, 4); pass one value for each, or name axis 1, which it fits.",
     ),
     "bool scale": (
         lambda: jn.layer_norm(X, jnp.ones(6, bool)),
@@ -112,7 +125,7 @@ ERRORS = {
         ValueError,
         "normalize: mean must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received mean with shape (5,) for x with shape "
-        "(4, 6); reshape mean, or name other axes.",
+        "(4, 6); pass one value for each, or name other axes.",
     ),
     "weights that do not broadcast": (
         lambda: batch_norm(weights=jnp.ones(4)),
@@ -319,7 +332,8 @@ ERRORS = {
         lambda: jn.group_norm(X, num_groups=4),
         ValueError,
         "group_norm: num_groups must be positive and divide the number of channels. "
-        "Received num_groups=4 for 6 channels; choose 3 or 6.",
+        "Received num_groups=4 for 6 channels; choose 3 or 6, or another "
+        "feature_axis.",
     ),
     "a number of groups that is no integer": (
         lambda: jn.group_norm(X, num_groups=2.0),

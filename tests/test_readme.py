@@ -27,12 +27,17 @@ def test_every_python_block_runs():
     # A training step that learns, and a function that Haiku takes.
     np.testing.assert_allclose(namespace["loss"], np.log(3), rtol=1e-6)
     assert namespace["logits"].argmax(-1).tolist() == [0, 2]
+    images = namespace["images"]
     model = hk.transform_with_state(namespace["haiku_forward"])
-    _, state = model.init(None, namespace["images"], True)
-    _, state = model.apply({}, state, None, namespace["images"], True)
+    _, state = model.init(None, images, True)
+    _, state = model.apply({}, state, None, images, True)
     np.testing.assert_allclose(
-        state["~"]["stats"].mean, namespace["images"].mean((0, 1, 2)), atol=1e-6
+        state["~"]["stats"].mean, images.mean((0, 1, 2)), atol=1e-6
     )
+    # The gradient of all devices together is that of one.
+    normalized = jax.nn.standardize(images, (0, 1, 2), epsilon=1e-5)
+    cubes = jnp.mean(normalized**3, (0, 1, 2))
+    np.testing.assert_allclose(namespace["grads"], cubes, atol=1e-6)
     # Sequences of different lengths, normalized over what is there.
     y, mask = namespace["y"], namespace["mask"]
     mean = jnp.mean(y, (0, 1), where=mask)

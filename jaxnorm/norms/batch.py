@@ -81,7 +81,7 @@ def batch_norm(
       The output, of the shape of `x`, and the new running statistics. Those are
       unchanged in evaluation, by a batch whose statistics are not finite, and by an
       empty one (all weights 0; the output is then that of `add` and the activation
-      alone).
+      alone). Where the sum of squares overflows float32, the output is NaN.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `stats` is not a
