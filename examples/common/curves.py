@@ -71,7 +71,11 @@ def _legend_handles(histories: Mapping[str, History]) -> list[Line2D]:
         for norm in histories
     ]
     lines = [
-        Line2D([], [], color="#222222", linestyle="-", label="test images"),
-        Line2D([], [], color="#222222", linestyle="--", label="training images"),
+        Line2D(
+            [], [], color="#222222", linestyle="-", label="test images, after an epoch"
+        ),
+        Line2D(
+            [], [], color="#222222", linestyle="--", label="training images, during it"
+        ),
     ]
     return colors + lines
