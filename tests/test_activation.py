@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import jaxnorm as jn
+from tests.derivatives import check_grads
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 2, 8)
@@ -88,6 +88,9 @@ def derivatives(f, x, add, scale, bias, ct):
     return y, pull_back(ct), jax.jvp(f, (x, add, scale, bias), tangents)[1]
 
 
+compiled_derivatives = jax.jit(derivatives, static_argnums=0)
+
+
 def ct_of(x):
     return jnp.cos(x)
 
@@ -96,10 +99,10 @@ def ct_of(x):
 @pytest.mark.parametrize("norm", NORMS, ids=lambda norm: norm.__name__)
 def test_as_if_applied_to_the_output(norm, name):
     x, add, scale, bias, ct = draw()
-    got = jax.jit(derivatives, static_argnums=0)(
-        fused(norm, name), x, add, scale, bias, ct
+    got, expected = (
+        compiled_derivatives(f, x, add, scale, bias, ct)
+        for f in (fused(norm, name), separate(norm, name))
     )
-    expected = derivatives(separate(norm, name), x, add, scale, bias, ct)
     chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -107,8 +110,7 @@ def test_as_if_applied_to_the_output(norm, name):
 def test_second_derivatives(norm):
     with jax.enable_x64(True):
         x, add, scale, bias, _ = (v.astype(jnp.float64) for v in draw())
-        f = jax.jit(fused(norm, "silu"))
-        check_grads(f, (x, add, scale, bias), 2, rtol=1e-3)
+        check_grads(fused(norm, "silu"), (x, add, scale, bias), 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,10 @@ def test_masked_and_empty_sets(norm, empty):
     x, add, scale, bias, ct = draw()
     weights = jnp.asarray(RNG.integers(0, 2, (*SHAPE[:3], 1)), bool)
     weights = weights.at[empty].set(False)
-    got = derivatives(fused(norm, "relu", weights), x, add, scale, bias, ct)
-    expected = derivatives(separate(norm, "relu", weights), x, add, scale, bias, ct)
+    got, expected = (
+        compiled_derivatives(f, x, add, scale, bias, ct)
+        for f in (fused(norm, "relu", weights), separate(norm, "relu", weights))
+    )
     chex.assert_trees_all_close(got, expected, rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(got[0][empty], jax.nn.relu(add[empty]))
     np.testing.assert_array_equal(got[1][0][empty], 0)

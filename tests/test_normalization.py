@@ -1,5 +1,6 @@
 """Outputs and derivatives of every norm, against the textbook's formula."""
 
+import functools
 import re
 
 import chex
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import jaxnorm as jn
 from tests.cases import CASES, FAMILIES, batch_norm, layer_norm, name_of
+from tests.derivatives import check_grads
 
 pytestmark = pytest.mark.usefixtures("way_to_sum")
 
@@ -35,6 +36,20 @@ def gradients(f, cotangent):
     return pull
 
 
+def output_and_gradients(f, cotangent):
+    """Return the function that does both: the output is not that of `jax.vjp`."""
+    pull = gradients(f, cotangent)
+    return lambda *args: (f(*args), pull(*args))
+
+
+@functools.cache  # for every way to sum
+def plain_gradients(case, weighted):
+    """Return the gradients of the textbook's formula in float64."""
+    pull = gradients(lambda *args: case.plain(jnp, *args), case.cotangent())
+    weights = case.weights() if weighted else None
+    return in_float64(jax.jit(pull), *case.inputs(), weights)
+
+
 def assert_rounding(got, expected, factor=8.0, name=""):
     """Compare in units of float32 rounding, relative to the largest value."""
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
@@ -47,15 +62,13 @@ def assert_rounding(got, expected, factor=8.0, name=""):
 def test_output_and_gradients(case, weighted):
     x, scale, bias = case.inputs()
     weights = case.weights() if weighted else None
-    y = jax.jit(case)(x, scale, bias, weights)
+    both = jax.jit(output_and_gradients(case, case.cotangent()))
+    y, got = both(x, scale, bias, weights)
     assert y.dtype == x.dtype
     wide = [None if a is None else a.astype(np.float64) for a in (x, scale, bias)]
     assert_rounding(y, case.plain(np, *wide, weights))
-    ct = case.cotangent()
-    got = jax.jit(gradients(case, ct))(x, scale, bias, weights)
-    plain = gradients(lambda *args: case.plain(jnp, *args), ct)
     # Sums of up to 40 terms, and differences of them.
-    assert_rounding(got, in_float64(plain, x, scale, bias, weights), factor=64)
+    assert_rounding(got, plain_gradients(case, weighted), factor=64)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6])
@@ -82,61 +95,67 @@ def test_derivatives_to_second_order(case):
             return case(x, scale, bias, weights, eps=eps)
 
         args = (x, scale, bias, weights, jnp.float64(0.1))
-        check_grads(jax.jit(f), args, order=2, atol=2e-5, rtol=2e-5)
+        check_grads(f, args, order=2, atol=2e-5, rtol=2e-5)
+
+
+def transforms(f):
+    def loss(x, scale, bias):
+        return jnp.sum(jnp.sin(f(x, scale, bias)))
+
+    def all_of_them(x, scale, bias, direction):
+        gradient = jax.grad(loss)
+        steps = jnp.stack([x, x + 1])
+        along = jax.linearize(lambda x: f(x, scale, bias), x)[1]
+        return {
+            "jvp": jax.jvp(lambda x: f(x, scale, bias), (x,), (direction,)),
+            "linearize": along(direction),
+            "hessian": jax.hessian(lambda v: loss(v.reshape(x.shape), scale, bias))(
+                x.ravel()
+            ),
+            "reverse over forward": jax.grad(
+                lambda x: jax.jvp(gradient, (x, scale, bias), (direction, scale, bias))[
+                    0
+                ].sum()
+            )(x),
+            "vmap(grad)": jax.vmap(gradient, (0, None, None))(steps, scale, bias),
+            "grad of scan": jax.grad(
+                lambda x: jax.lax.scan(
+                    lambda c, _: (f(c, scale, bias), None), x, length=3
+                )[0].std()
+            )(x),
+            "remat": jax.grad(jax.checkpoint(loss), (0, 1, 2))(x, scale, bias),
+            "grad(remat(scan))": jax.grad(
+                lambda s: jax.lax.scan(
+                    jax.checkpoint(lambda c, _: (f(c, s, bias), None)), x, length=2
+                )[0].std()
+            )(scale),
+        }
+
+    return all_of_them
+
+
+@functools.cache  # for every way to sum
+def plain_transforms(case):
+    """Return those of the textbook's formula in float64."""
+    plain = transforms(lambda *args: case.plain(jnp, *args))
+    return in_float64(jax.jit(plain), *inputs_of_transforms(case))
+
+
+def inputs_of_transforms(case):
+    x, scale, bias = (v.astype(np.float32) for v in case.inputs())
+    return x[:2], scale, bias, case.cotangent()[:2]
 
 
 @every_family
 def test_transformations_agree_with_plain_autodiff(case):
-    x, scale, bias = (v.astype(np.float32) for v in case.inputs())
-    x = x[:2]
-    direction = case.cotangent()[:2]
-
-    def transforms(f):
-        def loss(x, scale, bias):
-            return jnp.sum(jnp.sin(f(x, scale, bias)))
-
-        def all_of_them(x, scale, bias, direction):
-            gradient = jax.grad(loss)
-            steps = jnp.stack([x, x + 1])
-            along = jax.linearize(lambda x: f(x, scale, bias), x)[1]
-            return {
-                "jvp": jax.jvp(lambda x: f(x, scale, bias), (x,), (direction,)),
-                "linearize": along(direction),
-                "hessian": jax.hessian(lambda v: loss(v.reshape(x.shape), scale, bias))(
-                    x.ravel()
-                ),
-                "reverse over forward": jax.grad(
-                    lambda x: jax.jvp(
-                        gradient, (x, scale, bias), (direction, scale, bias)
-                    )[0].sum()
-                )(x),
-                "vmap(grad)": jax.vmap(gradient, (0, None, None))(steps, scale, bias),
-                "grad of scan": jax.grad(
-                    lambda x: jax.lax.scan(
-                        lambda c, _: (f(c, scale, bias), None), x, length=3
-                    )[0].std()
-                )(x),
-                "remat": jax.grad(jax.checkpoint(loss), (0, 1, 2))(x, scale, bias),
-                "grad(remat(scan))": jax.grad(
-                    lambda s: jax.lax.scan(
-                        jax.checkpoint(lambda c, _: (f(c, s, bias), None)), x, length=2
-                    )[0].std()
-                )(scale),
-            }
-
-        return all_of_them
-
-    got = jax.jit(transforms(case))(x, scale, bias, direction)
-    plain = transforms(lambda *args: case.plain(jnp, *args))
-    expected = in_float64(jax.jit(plain), x, scale, bias, direction)
-    for name, value in expected.items():
+    got = jax.jit(transforms(case))(*inputs_of_transforms(case))
+    for name, value in plain_transforms(case).items():
         # Second derivatives of float32 functions: a few hundred roundings.
         assert_rounding(got[name], value, factor=500, name=name)
 
 
 @every_family
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e20])
-def test_padding_changes_nothing(case, garbage):
+def test_padding_changes_nothing(case):
     """Statistics, outputs and gradients are those of the batch without the padding."""
     x, scale, bias = case.inputs()
     ct = case.cotangent()
@@ -150,29 +169,28 @@ def test_padding_changes_nothing(case, garbage):
 
     parameters = [padded(v, v.ravel()[0], 0) if axis == 2 else v for v in (scale, bias)]
     mask = padded(np.ones_like(x, bool), False)
-    y = jax.jit(case)(padded(x, garbage), *parameters, mask)
-    assert np.all(np.isfinite(y))
     keep = tuple(slice(0, n) for n in x.shape)
-    assert_rounding(y[keep], case(x, scale, bias))
-    pull = jax.jit(gradients(case, padded(ct, 0)))
-    dx, *rest = pull(padded(x, garbage), *parameters, mask)
-    expected_dx, *expected_rest = jax.jit(gradients(case, ct))(x, scale, bias)
-    assert_rounding(dx[keep], expected_dx, factor=32)
-    rest = [v[: e.shape[0]] for v, e in zip(rest, expected_rest, strict=True)]
-    assert_rounding(rest, expected_rest, factor=32)
-    assert np.all(np.isfinite(dx))
+    both = jax.jit(output_and_gradients(case, padded(ct, 0)))
+    expected = jax.jit(output_and_gradients(case, ct))(x, scale, bias)
+    expected_y, (expected_dx, *expected_rest) = expected
+    for garbage in (np.nan, np.inf, 1e20):
+        name = f"{garbage=}"
+        y, (dx, *rest) = both(padded(x, garbage), *parameters, mask)
+        assert np.all(np.isfinite(y)) and np.all(np.isfinite(dx)), name
+        assert_rounding(y[keep], expected_y, name=name)
+        assert_rounding(dx[keep], expected_dx, factor=32, name=name)
+        rest = [v[: e.shape[0]] for v, e in zip(rest, expected_rest, strict=True)]
+        assert_rounding(rest, expected_rest, factor=32, name=name)
 
 
 @every_family
 def test_an_empty_set_gives_zeros_and_zero_gradients(case):
     x, scale, bias = case.inputs()
     nothing = np.zeros(x.shape, np.float32)
+    both = jax.jit(output_and_gradients(case, case.cotangent()))
     for value in (x, np.full_like(x, np.nan)):
-        chex.assert_trees_all_equal(
-            case(value, scale, bias, nothing), jnp.zeros(x.shape)
-        )
-        pull = jax.jit(gradients(case, case.cotangent()))
-        grads = pull(value, scale, bias, nothing)
+        y, grads = both(value, scale, bias, nothing)
+        chex.assert_trees_all_equal(y, jnp.zeros(x.shape))
         chex.assert_trees_all_equal(grads, jax.tree.map(jnp.zeros_like, grads))
 
 
