@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+import tyro
 from jax.sharding import Mesh
 
 from examples import demo
@@ -288,30 +289,47 @@ def test_demo_small(tmp_path):
         assert str(out / figure) in done.stdout
 
 
-def test_demo_help():
-    done = run_demo("--help")
-    assert done.returncode == 0
+def test_demo_error_is_one_line():
+    done = run_demo("--devices", "1000")
+    assert done.returncode != 0
+    message = r"1000 devices were asked for, and JAX has \d+ of one kind"
+    assert any(re.search(message, line) for line in done.stderr.splitlines())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def stop_demo(options: str, monkeypatch, capsys) -> tuple[object, str, str]:
+    """Run the demo where it stops; return its exit code, and what it printed."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as stop:
+        demo.main(tyro.cli(demo.Config, args=options.split()))
+    return stop.value.code, *capsys.readouterr()
+
+
+def test_demo_help(monkeypatch, capsys):
+    code, printed, _ = stop_demo("--help", monkeypatch, capsys)
+    assert code == 0
     for field in dataclasses.fields(demo.Config):
-        assert f"--{field.name.replace('_', '-')} " in done.stdout
+        assert f"--{field.name.replace('_', '-')} " in printed
     for choice in ("batch,group,layer,instance,none", "lamb", "warmup-cosine"):
-        assert choice in done.stdout
+        assert choice in printed
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--devices 1000", r"1000 devices were asked for, and JAX has \d+ of one kind"),
         ("--batch-size 0", "--batch-size must be positive, and it is 0"),
         ("--norms bach", "invalid choice 'bach' for argument '--norms'"),
         ("--out pyproject.toml", "File exists: 'pyproject.toml'"),
     ],
 )
-def test_demo_bad_options(options, message):
-    done = run_demo(*options.split())
-    assert done.returncode != 0
-    assert any(re.search(message, line) for line in done.stderr.splitlines())
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+def test_demo_bad_options(options, message, monkeypatch, capsys):
+    code, printed, errors = stop_demo(options, monkeypatch, capsys)
+    assert code  # a number, or what Python prints as it stops
+    lines = [*errors.splitlines(), *str(code).splitlines()]
+    assert any(re.search(message, line) for line in lines)
+    assert printed == ""
 
 
 @pytest.mark.parametrize(
