@@ -18,9 +18,9 @@ STATS = SpectralStats(jnp.ones(6), jnp.ones(()))
 
 
 def converge(kernel, stats, **options):
-    """Take 300 steps; 25 at once, as every one of them is compiled."""
-    for _ in range(12):
-        y, stats = spectral_norm(kernel, stats, training=True, n_steps=25, **options)
+    """Take 200 steps; 40 at once, as every one of them is compiled."""
+    for _ in range(5):
+        y, stats = spectral_norm(kernel, stats, training=True, n_steps=40, **options)
     return y, stats
 
 
