@@ -7,18 +7,14 @@ from typing import Any
 import jax
 from jax.test_util import check_jvp, check_vjp
 
-# Each program runs a few times on a few numbers: code for it is made fast, not well.
-# What XLA does to the program itself, such as fusing, stays as it is.
+# Each program runs a few times on a few numbers, so code is generated fast, not well.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def check_grads(
     f: Callable[..., Any], args: tuple[Any, ...], order: int, **tolerances: float
 ) -> None:
-    """Check as `jax.test_util.check_grads` does, which runs `f` without jit.
-
-    All that it looks at is looked at here, for a fraction of the programs to compile.
-    """
+    """Make the checks of `jax.test_util.check_grads`, but compile what they run."""
 
     def pull(args: tuple[Any, ...], cotangent: Any) -> Any:
         y, vjp = jax.vjp(f, *args)
