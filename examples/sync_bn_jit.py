@@ -16,7 +16,7 @@ import jax
 import tyro
 from jax.sharding import Mesh
 
-from examples.common import devices, sync
+from examples.common import comparison, devices, sync
 from examples.common.sync import Strategy, Task
 
 
@@ -43,7 +43,7 @@ def make_strategy(task: Task, mesh: Mesh) -> Strategy:
 
 
 def main(config: Config) -> None:
-    sync.run_example(config, make_strategy)
+    comparison.run_example(config, make_strategy)
 
 
 if __name__ == "__main__":

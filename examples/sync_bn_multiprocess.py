@@ -39,7 +39,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from examples import sync_bn_shard_map
-from examples.common import data, launcher, sync
+from examples.common import comparison, data, launcher, sync
 from examples.common.checkpoints import (
     CheckpointError,
     remember_options,
@@ -48,7 +48,8 @@ from examples.common.checkpoints import (
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
 from examples.common.options import one_line_errors, require_positive
-from examples.common.sync import Run, Strategy, Task, TrainState
+from examples.common.sync import Run, Strategy, Task
+from examples.common.train_state import TrainState
 from jaxnorm import check_replicas
 
 # Options that decide what comes out; a resumed run has those it was begun with.
@@ -227,7 +228,7 @@ def work(config: Config) -> None:
         accuracies = tuple(
             sync.accuracy(task, each.state, test_data) for each in (run, reference)
         )
-        sync.report_results(
+        comparison.report_results(
             Console(), strategy, run, reference, accuracies, config.out, config
         )
         print("Fingerprint of the final state:", fingerprint(run.state))

@@ -20,11 +20,12 @@ import tyro
 from jax import lax
 from jax.sharding import Mesh
 
-from examples.common import devices, sync
+from examples.common import comparison, devices, sync
 from examples.common.convnet import Params, Stats
 from examples.common.data import Batch
 from examples.common.devices import DATA_AXIS
-from examples.common.sync import Strategy, Task, TrainState
+from examples.common.sync import Strategy, Task
+from examples.common.train_state import TrainState
 from jaxnorm import check_replicas
 
 
@@ -84,7 +85,7 @@ def make_strategy(task: Task, mesh: Mesh) -> Strategy:
 
 
 def main(config: Config) -> None:
-    sync.run_example(config, make_strategy)
+    comparison.run_example(config, make_strategy)
 
 
 if __name__ == "__main__":
