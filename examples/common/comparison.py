@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 
 from examples.common import data, devices, report, style
@@ -126,4 +127,5 @@ def plot_losses(strategy: Strategy, run: Run, reference: Run) -> Figure:
     apart = np.maximum(np.abs(run.losses - reference.losses), 1e-9)
     below.semilogy(steps, apart, color=colors[0])
     below.set(xlabel="step", ylabel="difference of the losses")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
