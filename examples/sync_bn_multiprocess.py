@@ -229,7 +229,7 @@ def work(config: Config) -> None:
             sync.accuracy(task, each.state, test_data) for each in (run, reference)
         )
         comparison.report_results(
-            Console(), strategy, run, reference, accuracies, config.out, config
+            Console(), strategy, run, reference, accuracies, config
         )
         print("Fingerprint of the final state:", fingerprint(run.state))
 

@@ -74,8 +74,8 @@ def _mend_of_parameter(
     """Say what would make a parameter fit: another shape, or other axes."""
     change = f"reshape {name}"
     if array.size != math.prod(sizes):
-        change = "pass one value for each"
-    fitting = [axis for axis, n in enumerate(x.shape) if array.shape == (n,)]
+        change = "pass one value for each feature"
+    fitting = [a for a, n in enumerate(x.shape) if a and array.shape == (n,)]
     if len(fitting) == 1:
         return f"{change}, or name axis {fitting[0]}, which it fits"
     return f"{change}, or name other axes"
@@ -156,12 +156,12 @@ def _expand_at_the_front(
 ) -> jax.Array:
     """Give weights the rank of `x` as NumPy broadcasts: new axes come first.
 
-    A mask of the first axes may fit the last ones by chance. It is refused where it
-    would vary along none of the `reduced` axes, or along more as one of the first.
+    A mask that was meant for the first axes may fit the last ones by chance. It is
+    refused, unless it varies along more of the `reduced` axes as one of the last.
     """
     missing = (1,) * (x.ndim - array.ndim)
     shape, first = missing + array.shape, array.shape + missing
-    fits_first = array.shape == x.shape[: array.ndim]
+    fits_first = array.ndim <= x.ndim and _broadcasts(first, x.shape)
     if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
         mend = f"a mask of the batch has shape {x.shape[:1] + (1,) * (x.ndim - 1)}"
         if array.ndim > 1 and fits_first:
@@ -174,8 +174,8 @@ def _expand_at_the_front(
     def reach(shape: tuple[int, ...]) -> int:
         return sum(shape[axis] != 1 for axis in reduced)
 
-    ambiguous = bool(missing) and fits_first and array.size > 1
-    if ambiguous and reach(shape) < max(1, reach(first)):
+    ambiguous = missing and fits_first and any(n != 1 for n in array.shape)
+    if ambiguous and reach(shape) <= reach(first):
         raise ValueError(
             f"{caller}: {name} with fewer axes than x must not fit both its first and "
             f"its last. Received {name} with shape {array.shape} for x with shape "

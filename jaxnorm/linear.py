@@ -7,10 +7,10 @@ compiler handles well and which is differentiated further, and one that is fast 
 XLA:CPU. The form is chosen at lowering, so one traced program is right on every
 platform.
 
-`jax.custom_derivatives.linear_call` does this too, but has no batching rule. So this is
-a primitive of our own, made of the public parts of `jax.extend.core` and
-`jax.interpreters`: `ad`, `batching` and `mlir`. A new release of JAX that changes those
-shows in tests/test_linear.py first.
+`jax.custom_derivatives.linear_call` takes a transpose as well, but has neither a second
+form nor a batching rule. So this is a primitive of our own, made of the public parts of
+`jax.extend.core` and `jax.interpreters`: `ad`, `batching` and `mlir`. A new release of
+JAX that changes those shows in tests/test_linear.py first.
 """
 
 from collections.abc import Callable, Sequence

@@ -47,8 +47,8 @@ def measure(
     packed = moments_used or not _faster_together(x, over)
     count = sum_groups(total_weight(x, weights, over.axis), over, x)
     shift, is_mean = _near_mean(x, weights, count, over, packed)
-    # Half precision has no digits to lose where the shift is held; of size 1 along the
-    # last axis it is not.
+    # In half precision a held shift loses no digits. One of size 1 along the last axis
+    # is not held.
     if not dtypes.is_half(x) or weights is not None or x.shape[-1:] == (1,):
         shift = settle(shift)
     shift = sums.hold(shift)
@@ -144,8 +144,8 @@ def moment_tangents(
       \dot\mu = \frac1W \sum_i (w_i \dot x_i + \dot w_i c_i), \quad
       \dot M_2 = \sum_i (2 w_i c_i \dot x_i + \dot w_i c_i^2), \quad c_i = x_i - \mu
 
-    Linear in the tangents, with one collective; so its transpose has one as well. A
-    tangent of None is zero.
+    0 for an empty set. Linear in the tangents, with one collective; so its transpose
+    has one as well. A tangent of None is zero.
     """
     moments = moments_per_channel(pooled, over, x)
     t_sum, t_m2 = jnp.zeros_like(moments.mean), jnp.zeros_like(moments.m2)
@@ -168,9 +168,9 @@ def moment_tangents(
     if t_weights is not None:
         c = deviations(x, moments.shift, moments.mean, weights) - moments.mean
         t_sum += _sum(t_weights * c, over.axis)
-        # An empty set has no mean to measure from.
-        t_squares = _sum(t_weights * square(c), over.axis)
-        t_m2 += jnp.where(moments.count > 0, t_squares, 0)
+        t_m2 += _sum(t_weights * square(c), over.axis)
+    if weights is not None:  # an empty set has no mean to measure from
+        t_m2 = jnp.where(moments.count > 0, t_m2, 0)
     local = {"m2": t_m2}
     if over.centered:
         local["mean"] = t_sum

@@ -55,11 +55,12 @@ def compute_moments(
     Args:
       x: array of a floating-point or complex dtype, any rank.
       axis: axis or axes of `x` that are reduced.
-      weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
-        where rows and features could be confounded. An element of weight 0 has no
+      weights: bool mask or non-negative weights that broadcast to `x`; of its rank, if
+        they could be taken for weights of other axes. An element of weight 0 has no
         influence, whatever it holds (NaN and infinities too).
       axis_name: name, or tuple of names, of pmap, vmap or shard_map axes to pool over,
-        with one collective. Not needed under plain jit on sharded arrays.
+        with one collective. An axis along which `x` is the same multiplies the count.
+        Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
 
     Returns:
@@ -74,7 +75,8 @@ def compute_moments(
       TypeError: if `x` is neither floating-point nor complex, or `weights` are neither
         bool nor real.
       ValueError: if `axis` is out of range or repeated, nothing is left to reduce,
-        `weights` are negative or do not broadcast, or `axis_name` is not bound.
+        `weights` are negative or not finite, do not broadcast, or fit the first axes as
+        well as the last, or `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp

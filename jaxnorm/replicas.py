@@ -169,7 +169,7 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
-      TypeError: if a leaf of stacked replicas holds no numbers.
+      TypeError: if a leaf of stacked replicas holds strings or objects.
       ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
         says so, all are spread as pmap returns them where it does not, or one is
         traced.
@@ -262,7 +262,7 @@ def _numbers(leaf: ArrayLike, where: str) -> np.ndarray:
             f"check_replicas: arrays must hold numbers. Received {where} of "
             f"{array.dtype}; leave it out of the tree."
         )
-    # NumPy compares no bfloat16.
+    # NumPy cannot compare bfloat16.
     return array if array.dtype.kind in "biufc" else array.astype(np.float64)
 
 
@@ -271,7 +271,7 @@ def _difference(
 ) -> float | None:
     """Return the largest difference that is not allowed, if there is one.
 
-    Integers are compared as such, as not all of 64 bits are a float64.
+    Integers are compared as such, since float64 does not hold all of 64 bits.
     """
     if first.dtype.kind in "biu":
         unequal = first != other

@@ -25,9 +25,9 @@ from jaxnorm.moments import Moments
 class NormStats(NamedTuple):
     """Running statistics of a normalization.
 
-    A checkpoint that restores it as a dictionary becomes `NormStats(**restored)`.
-    Programs that take or return it can be serialized by `jax.export`, as those of
-    Moments and SpectralStats (which needs the package flatbuffers).
+    What a checkpoint restores as a dictionary is `NormStats(**restored)`. Programs that
+    take or return one can be serialized by `jax.export`, like those of Moments and
+    SpectralStats; this needs the package flatbuffers.
 
     Attributes:
       mean: running mean, one value per feature.
@@ -172,7 +172,7 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
         mend = "start with jaxnorm.init_stats(num_features)"
         if isinstance(stats, Moments):
             mend = "update_stats(stats, moments) moves one by moments"
-        elif isinstance(stats, jax.Array | np.ndarray):
+        elif caller == "batch_norm" and isinstance(stats, jax.Array | np.ndarray):
             mend = "it comes before scale and bias; " + mend
         elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
             stars = "**" if isinstance(stats, dict) else "*"

@@ -86,7 +86,7 @@ ERRORS = {
         ValueError,
         "batch_norm: scale must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received scale with shape (4,) for x with "
-        "shape (4, 6); pass one value for each, or name axis 0, which it fits.",
+        "shape (4, 6); pass one value for each feature, or name other axes.",
     ),
     "scale of another shape": (
         lambda: jn.layer_norm(jnp.ones((2, 3, 4)), jnp.ones((4, 3)), axis=(1, 2)),
@@ -106,7 +106,7 @@ ERRORS = {
         ValueError,
         "instance_norm: bias must have shape (4,), the size of axis 2 of x, or the "
         "rank of x and broadcast to it. Received bias with shape (3,) for x with shape "
-        "(2, 3, 4); pass one value for each, or name axis 1, which it fits.",
+        "(2, 3, 4); pass one value for each feature, or name axis 1, which it fits.",
     ),
     "bool scale": (
         lambda: jn.layer_norm(X, jnp.ones(6, bool)),
@@ -125,7 +125,7 @@ ERRORS = {
         ValueError,
         "normalize: mean must have shape (6,), the size of axis 1 of x, or the "
         "rank of x and broadcast to it. Received mean with shape (5,) for x with shape "
-        "(4, 6); pass one value for each, or name other axes.",
+        "(4, 6); pass one value for each feature, or name other axes.",
     ),
     "weights that do not broadcast": (
         lambda: batch_norm(weights=jnp.ones(4)),
@@ -235,6 +235,13 @@ ERRORS = {
         "compute_moments: weights with fewer axes than x must not fit both its first "
         "and its last. Received weights with shape (3, 3) for x with shape (3, 3, 3); "
         "reshape to (3, 3, 1) or to (1, 3, 3).",
+    ),
+    "weights of rows that fit times as well": (
+        lambda: jn.compute_moments(CUBE, (0, 1), weights=jnp.ones((3, 1))),
+        ValueError,
+        "compute_moments: weights with fewer axes than x must not fit both its first "
+        "and its last. Received weights with shape (3, 1) for x with shape (3, 3, 3); "
+        "reshape to (3, 1, 1) or to (1, 3, 1).",
     ),
     "weights of higher rank": (
         lambda: jn.group_norm(X, num_groups=2, weights=jnp.ones((1, 4, 6))),

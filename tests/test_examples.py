@@ -298,17 +298,23 @@ def test_demo_error_is_one_line():
     assert done.stdout == ""
 
 
-def stop_demo(options: str, monkeypatch, capsys) -> tuple[object, str, str]:
-    """Run the demo where it stops; return its exit code, and what it printed."""
-    monkeypatch.chdir(ROOT)
+@pytest.fixture
+def stop_demo(tmp_path, monkeypatch, capsys):
+    """Return what runs the demo where it stops: its exit code, and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
     monkeypatch.setenv("COLUMNS", "120")
+    return partial(stop_demo_with, capsys)
+
+
+def stop_demo_with(capsys, *options: str) -> tuple[object, str, str]:
     with pytest.raises(SystemExit) as stop:
-        demo.main(tyro.cli(demo.Config, args=options.split()))
+        demo.main(tyro.cli(demo.Config, args=["--epochs=1", "--limit=8", *options]))
     return stop.value.code, *capsys.readouterr()
 
 
-def test_demo_help(monkeypatch, capsys):
-    code, printed, _ = stop_demo("--help", monkeypatch, capsys)
+def test_demo_help(stop_demo):
+    code, printed, _ = stop_demo("--help")
     assert code == 0
     for field in dataclasses.fields(demo.Config):
         assert f"--{field.name.replace('_', '-')} " in printed
@@ -319,13 +325,13 @@ def test_demo_help(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--batch-size 0", "--batch-size must be positive, and it is 0"),
-        ("--norms bach", "invalid choice 'bach' for argument '--norms'"),
-        ("--out pyproject.toml", "File exists: 'pyproject.toml'"),
+        ("--batch-size=0", "--batch-size must be positive, and it is 0"),
+        ("--norms=bach", "invalid choice 'bach' for argument '--norms'"),
+        ("--out=a file", "File exists: 'a file'"),
     ],
 )
-def test_demo_bad_options(options, message, monkeypatch, capsys):
-    code, printed, errors = stop_demo(options, monkeypatch, capsys)
+def test_demo_bad_options(options, message, stop_demo):
+    code, printed, errors = stop_demo(options)
     assert code  # a number, or what Python prints as it stops
     lines = [*errors.splitlines(), *str(code).splitlines()]
     assert any(re.search(message, line) for line in lines)

@@ -22,6 +22,9 @@ NORMS = {
     "batch, weighted": lambda x: jn.batch_norm(
         x, jn.init_stats(6), training=True, weights=x[..., :1] > -1
     ),
+    "moments, weighted": lambda x: jn.compute_moments(
+        x, (0, 1), weights=x[0, :, :1] > -1
+    ),
     "evaluation": lambda x: jn.batch_norm(x, jn.init_stats(6), training=False),
     "layer": jn.layer_norm,
     "rms": jn.rms_norm,
@@ -33,6 +36,26 @@ NORMS = {
     "gradient of batch": jax.grad(lambda x: jnp.sum(batch(x)[0] ** 3)),
     "gradient of layer": jax.grad(lambda x: jnp.sum(jn.layer_norm(x) ** 3)),
 }
+
+
+def test_weights_of_a_square_of_symbols():
+    """Those of features are told from those of rows, though neither size is known."""
+    (b,) = export.symbolic_shape("b")
+    square, row = (jax.ShapeDtypeStruct((b,) * n, jnp.float32) for n in (2, 1))
+
+    @jax.jit
+    def normalize(x, weights):
+        return jn.layer_norm(x, weights=weights)
+
+    exported = export.export(normalize)(square, row)
+    x, weights = X[:6], jnp.asarray([1.0, 0, 2, 1, 0.5, 1])
+    chex.assert_trees_all_close(
+        exported.call(x, weights), normalize(x, weights), rtol=1e-5, atol=1e-6
+    )
+    with pytest.raises(ValueError, match="must not fit both its first and its last"):
+        export.export(jax.jit(lambda x, w: jn.layer_norm(x, axis=0, weights=w)))(
+            square, row
+        )
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -290,6 +290,16 @@ def test_an_empty_set_has_no_squares_to_gain():
     gradient = jax.grad(squares)(jnp.asarray([[0.0], [1.0]]))
     np.testing.assert_allclose(gradient, [[0], [0.5]])
 
+    def squares_of(x, weights):
+        return jnp.sum(jn.compute_moments(x, 1, weights=weights).m2)
+
+    weights = jnp.asarray([[0.0, 0.0], [1.0, 1.0]])
+    mixed = jax.jacfwd(jax.grad(squares_of, 0), 1)(x, weights)
+    turned = jax.jacrev(jax.grad(squares_of, 1), 0)(x, weights)
+    np.testing.assert_allclose(mixed, np.moveaxis(turned, (0, 1), (2, 3)), atol=1e-6)
+    np.testing.assert_array_equal(mixed[0], 0)
+    assert np.any(mixed[1])
+
 
 def test_moments_of_few_digits_are_widened():
     """A mean that is an integer would be cut off, and a count in bfloat16 stay."""

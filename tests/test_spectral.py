@@ -36,6 +36,14 @@ def test_finds_the_largest_singular_value(feature_axis):
     assert_allclose(kernel, KERNEL / sigma, rtol=1e-5)
 
 
+def test_three_steps_are_three_calls():
+    stats = init_spectral_stats(KEY, 6)
+    at_once = spectral_norm(KERNEL, stats, training=True, n_steps=3)
+    for _ in range(3):
+        y, stats = spectral_norm(KERNEL, stats, training=True)
+    chex.assert_trees_all_close(at_once, (y, stats), rtol=1e-6)
+
+
 def test_converges_from_step_to_step():
     stats = init_spectral_stats(jax.random.key(0), 6)
     step = jax.jit(lambda stats: spectral_norm(KERNEL, stats, training=True)[1])

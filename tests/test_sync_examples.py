@@ -321,6 +321,6 @@ def test_processes_give_what_one_gives_and_survive_a_kill(tmp_path):
     assert four.returncode == 0, errors
     uninterrupted = check_report(whole, tmp_path / "four")
     assert uninterrupted["devices"] == "4 x 1 devices"
-    # Four ranks either strategy, which gloo adds up in the same order: no bit was lost.
+    # Four ranks either way, which gloo adds up in the same order: no bit was lost.
     assert resumed["losses"] == uninterrupted["losses"]
     assert fingerprint(printed) == fingerprint(whole)

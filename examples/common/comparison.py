@@ -6,7 +6,6 @@ The two must not differ by more than rounding.
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,7 +43,7 @@ def run_example(
     run = train(strategy, config, task, train_data)
     reference = train(one_device(task), config, task, train_data)
     accuracies = tuple(accuracy(task, r.state, test_data) for r in (run, reference))
-    report_results(console, strategy, run, reference, accuracies, config.out, config)
+    report_results(console, strategy, run, reference, accuracies, config)
 
 
 def report_results(
@@ -53,8 +52,7 @@ def report_results(
     run: Run,
     reference: Run,
     accuracies: tuple[float, float],
-    out: Path,
-    config: Any,
+    config: Config,
 ) -> None:
     """Print the table, the differences and the throughput; write figure and JSON."""
     rows = [
@@ -82,9 +80,9 @@ def report_results(
     )
     draw = partial(plot_losses, strategy, run, reference)
     written = [
-        style.draw_figure(draw, out / "losses.png"),
+        style.draw_figure(draw, config.out / "losses.png"),
         report.write_json(
-            out / "results.json",
+            config.out / "results.json",
             {
                 "config": asdict(config),
                 "devices": strategy.devices,

@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state of a training loop."""
 
 from typing import NamedTuple
 

@@ -131,7 +131,8 @@ class Norm(nnx.Module):
     ) -> Any:
         """Return the dtype of the output: `dtype`, or what `promote_dtype` makes it.
 
-        It is called as Flax does, but what it makes of statistics is not looked at.
+        It gets the arguments that Flax passes. The dtypes it gives to statistics are
+        ignored.
         """
         if self.dtype is not None:
             return self.dtype

@@ -57,15 +57,17 @@ def batch_norm(
         decay.
       eps: added to the variance; positive.
       feature_axis: axis, or axes, that keep statistics of their own.
-      weights: bool mask or non-negative weights that broadcast to `x`; of its rank,
-        where rows and features could be confounded. Elements of weight 0 have no
+      weights: bool mask or non-negative weights that broadcast to `x`; of its rank, if
+        they could be taken for weights of other axes. Elements of weight 0 have no
         influence on anything else; they are normalized like the others (one that is not
         finite gives the bias). A feature that may be fully masked needs a weight of its
         own in `stats` (see `update_stats`).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
-        collective (two of more than 32 devices). It has to be bound in evaluation too,
-        where nothing is pooled. Not needed under plain jit on sharded arrays.
+        collective (two of more than 32 devices). An axis along which `x` is the same
+        multiplies the counts, which matters to `ddof=1`. It has to be bound in
+        evaluation too, where nothing is pooled. Not needed under plain jit on sharded
+        arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
         Weights count as frequencies: a batch of total weight 1 or less has no unbiased
@@ -81,7 +83,8 @@ def batch_norm(
       The output, of the shape of `x`, and the new running statistics. Those are
       unchanged in evaluation, by a batch whose statistics are not finite, and by an
       empty one (all weights 0; the output is then that of `add` and the activation
-      alone). Where the sum of squares overflows float32, the output is NaN.
+      alone). Where the sum of squares overflows float32, the output is NaN (0 in half
+      precision, if the last axis is reduced).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `stats` is not a
@@ -89,9 +92,9 @@ def batch_norm(
         `dtype` cannot hold the output, `activation` is given for complex `x`,
         `training` is not a bool, or `decay` or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative, or fit rows as well as features, `decay` is outside
-        [0, 1], `ddof` is neither 0 nor 1, `eps` is not positive, or `activation` is
-        unknown. (Values that are traced cannot be looked at.)
+        `weights` are negative or not finite, or fit the first axes as well as the last,
+        `decay` is outside [0, 1], `ddof` is neither 0 nor 1, `eps` is not positive, or
+        `activation` is unknown. (Values that are traced cannot be looked at.)
 
     Example:
       >>> import jax.numpy as jnp

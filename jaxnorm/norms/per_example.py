@@ -50,15 +50,16 @@ def layer_norm(
 
     Returns:
       Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
-      half precision over the last axis). In bfloat16, unless it is differentiated, the
-      mean is not corrected for its rounding to float32: a constant row gives up to
-      |mean| * 1e-7 / sqrt(eps) instead of 0.
+      half precision, if the last axis is reduced). In bfloat16, unless it is
+      differentiated, the mean is not corrected for its rounding to float32: a constant
+      row gives up to |mean| * 1e-7 / sqrt(eps) instead of 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
         though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative, or `eps` is not positive.
+        `weights` are negative or not finite, or fit the first axes as well as the last,
+        or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -107,13 +108,14 @@ def rms_norm(
 
     Returns:
       Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
-      half precision over the last axis).
+      half precision, if the last axis is reduced).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
         though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative, or `eps` is not positive.
+        `weights` are negative or not finite, or fit the first axes as well as the last,
+        or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -178,14 +180,16 @@ def group_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
+      half precision, if the last axis is reduced).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
         though `x` is real, `dtype` cannot hold the output, `activation` is given for
         complex `x`, or `eps` is not a number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
-        `axis_name` is not bound, `weights` are negative, `eps` is not positive, or
+        `axis_name` is not bound, `weights` are negative or not finite, or fit the first
+        axes as well as the last, `eps` is not positive, or
         `activation` is unknown.
 
     Example:
@@ -251,13 +255,15 @@ def instance_norm(
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
-      Array of the shape of `x`; NaN where the sum of squares overflows float32.
+      Array of the shape of `x`; NaN where the sum of squares overflows float32 (0 in
+      half precision, if the last axis is reduced).
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, a parameter is complex
         though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
       ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
-        bound, `weights` are negative, or `eps` is not positive.
+        bound, `weights` are negative or not finite, or fit the first axes as well as
+        the last, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
