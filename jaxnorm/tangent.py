@@ -74,15 +74,12 @@ def output_tangent(
     """
     x, weights, scale, bias, eps, _ = operands
     dtype = moments.shift.dtype
-    zero = jnp.zeros((1,) * x.ndim, dtype)
     inverse = lax.rsqrt(moments.var + eps)
     folded = constant_within_sets(inverse, scale, bias)
-    a = inverse
+    a = times(inverse, scale) if folded else inverse
     p, q = _coefficients(inverse, t_mean, t_var, tangents.eps)
     if folded:
-        a, p, q = (times(value, scale) for value in (a, p, q))
-        p += inverse * _or(tangents.scale, zero)
-        q = _add(q, tangents.bias)
+        p, q = _fold(p, q, inverse, scale, tangents)
     if has_remainder:
         q = _add(q, -p * moments.mean)
 
@@ -105,7 +102,7 @@ def output_tangent(
         factors = partial(_factors_of_p_and_q, activation)
         t_y += sums.combine(factors, (*place, outer_scale), p, q)
     if not folded and _any(*t_affine):
-        t_scale = _or(tangents.scale, zero)
+        t_scale = _or_zero(tangents.scale, inverse)
         factors = partial(_factors_of_scale_and_bias, activation)
         t_y += sums.combine(factors, (*place, inverse), t_scale, tangents.bias)
     if weights is not None:
@@ -135,10 +132,22 @@ def _coefficients(
     t_eps: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return p and q, without scale and bias; a q of None is 0."""
-    zero = jnp.zeros((1,) * inverse.ndim, inverse.dtype)
+    t_square = _or_zero(t_var, inverse) + _or_zero(t_eps, inverse)
     # In this order, so that nothing overflows where all is small.
-    p = -0.5 * inverse * (inverse * (inverse * (_or(t_var, zero) + _or(t_eps, zero))))
+    p = -0.5 * inverse * (inverse * (inverse * t_square))
     return p, None if t_mean is None else -inverse * t_mean
+
+
+def _fold(
+    p: jax.Array,
+    q: jax.Array | None,
+    inverse: jax.Array,
+    scale: jax.Array | None,
+    tangents: Operands,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return P and Q, except for the mean; scale and bias are constant within sets."""
+    folded = times(p, scale) + inverse * _or_zero(tangents.scale, inverse)
+    return folded, _add(times(q, scale), tangents.bias)
 
 
 def _deviations_and_slope(
@@ -181,5 +190,5 @@ def _add(a: jax.Array | None, b: jax.Array | None) -> jax.Array | None:
     return a if b is None else b if a is None else a + b
 
 
-def _or(value: jax.Array | None, default: jax.Array) -> jax.Array:
-    return default if value is None else value
+def _or_zero(value: jax.Array | None, like: jax.Array) -> jax.Array:
+    return jnp.zeros((1,) * like.ndim, like.dtype) if value is None else value
