@@ -135,7 +135,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       >>> batches = jnp.ones((32, 2)), jnp.zeros((6, 2))
       >>> moments = [jn.compute_moments(batch, axis=0) for batch in batches]
       >>> whole = reduce(jn.merge_moments, moments)
-      >>> stats = jn.NormStats(whole.mean, whole.var, 1.0)
+      >>> stats = jn.NormStats(whole.mean, whole.var, jnp.ones(()))
 
     Reference:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for

@@ -345,6 +345,7 @@ def test_demo_bad_options(options, message, stop_demo):
         ({"epochs": -1}, "--epochs must be positive, and it is -1"),
         ({"limit": 0}, "--limit must be positive, and it is 0"),
         ({"learning_rate": float("nan")}, "--learning-rate must be positive"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be positive"),
         ({"seed": -1}, "--seed must not be negative, and it is -1"),
         ({"weight_decay": -0.1}, "--weight-decay must not be negative"),
         ({"norms": ()}, "one norm or more, each of them once"),

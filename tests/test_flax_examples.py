@@ -134,6 +134,32 @@ def test_it_refuses_and_overwrites_nothing(trained, tmp_path):
     )
 
 
+def test_it_says_which_file_is_damaged(trained, tmp_path):
+    example, out, _ = trained
+    damaged = tmp_path / "damaged"
+    shutil.copytree(out, damaged)
+
+    def refuses(text):
+        config = quick(example, damaged, resume=True, epochs=5)
+        with pytest.raises(SystemExit, match=f"error: .*{text}"):
+            digits.run(config, example.make)
+
+    history = damaged / digits.HISTORY
+    history.write_text("{")
+    refuses("history.json is damaged: .*; remove it")
+    history.unlink()
+    shutil.rmtree(damaged / "epoch_0004")
+    (damaged / "epoch_0004").mkdir()
+    refuses("epoch_0004 is damaged; remove it to go on from before")
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("epoch_9999", "epoch_10000", "epoch_10001.orbax-checkpoint-tmp"):
+        (tmp_path / name).mkdir()
+    found = digits.checkpoints_in(tmp_path)
+    assert [digits.epoch_of(path) for path in found] == [9999, 10000]
+
+
 @EXAMPLES
 def test_gradients_are_clipped(example, tmp_path):
     config = quick(example, tmp_path, clip=0.5)

@@ -425,13 +425,15 @@ def test_scale_and_bias_at_call_time(case):
     assert_allclose(y, plain * given["scale"] + given.get("bias", 0), atol=1e-5)
 
 
-def test_statistics_of_half_precision_are_widened():
+@pytest.mark.parametrize("options", [{}, {"debias": True}, {"decay": None}], ids=str)
+def test_statistics_of_half_precision_are_widened(options):
     x = sample((8, 6))
-    norm = ours.BatchNorm(**TRAINING)
+    norm = ours.BatchNorm(**TRAINING, **options)
     variables = norm.init(KEY, x)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables)
     _, updates = train(norm, half, x)
-    assert updates["batch_stats"]["mean"].dtype == jnp.float32
+    for statistic in updates["batch_stats"].values():
+        assert statistic.dtype == jnp.float32
 
 
 def test_evaluation_needs_no_device_axis():

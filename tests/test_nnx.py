@@ -401,6 +401,16 @@ def test_complex_output_of_real_input():
     assert_allclose(y, plain(sample()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"debias": True}, {"decay": None}], ids=str)
+def test_a_model_that_was_cast_to_half_precision_is_trained(options):
+    norm = ours.BatchNorm(6, **options, rngs=rngs())
+    state = nnx.state(norm)
+    nnx.update(norm, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state))
+    norm(sample((4, 6)))
+    for statistic in jax.tree.leaves(nnx.state(norm, nnx.BatchStat)):
+        assert statistic.dtype == jnp.float32
+
+
 def test_a_bias_at_call_time_has_a_say_in_the_dtype():
     x, bias = sample((4, 6)).astype(jnp.bfloat16), jnp.ones(6)
     for norm in (ours.RMSNorm, ours.LayerNorm):

@@ -20,10 +20,17 @@ def remember_options(config: Any, names: Iterable[str]) -> None:
     report.write_json(config.out / OPTIONS, options)
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file beside the checkpoints holds; {} if there is none."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; remove it") from None
+
+
 def require_same_options(config: Any) -> None:
     """Raise CheckpointError for what is not as it was when the run was begun."""
-    path: Path = config.out / OPTIONS
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = read_json(config.out / OPTIONS)
     changed = [
         f"--{name.replace('_', '-')} was {value}, and is {getattr(config, name)}"
         for name, value in before.items()

@@ -5,7 +5,7 @@ among it. One is written after every epoch, and none is ever overwritten.
 """
 
 import dataclasses
-import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from examples.common import data, report, style
 from examples.common.checkpoints import (
     CheckpointError,
+    read_json,
     remember_options,
     require_same_options,
 )
@@ -191,8 +192,7 @@ def report_results(config: Config, history: dict[str, list[float]]) -> dict[str,
 
 def begin(config: Config, learner: Learner) -> tuple[Any, int]:
     """Return the state to begin with, and how many epochs it has seen."""
-    # Not what a save that was interrupted has left, whose name goes on.
-    found = sorted(config.out.glob("epoch_[0-9][0-9][0-9][0-9]"))
+    found = checkpoints_in(config.out)
     if not config.resume:
         if found:
             raise CheckpointError(
@@ -206,7 +206,7 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
         raise CheckpointError(
             f"there is no checkpoint in {config.out} to resume from; leave out --resume"
         )
-    epoch = int(found[-1].name.removeprefix("epoch_"))
+    epoch = epoch_of(found[-1])
     if epoch >= config.epochs:
         raise CheckpointError(
             f"{found[-1]} has seen {epoch} epochs; to go on, ask for more with --epochs"
@@ -218,8 +218,7 @@ def begin(config: Config, learner: Learner) -> tuple[Any, int]:
 
 def read_history(out: Path, epochs: int) -> dict[str, list[float]]:
     """Return the metrics of the epochs that a checkpoint has seen; NaN if unknown."""
-    path = out / HISTORY
-    written = json.loads(path.read_text()) if epochs and path.exists() else {}
+    written = read_json(out / HISTORY) if epochs else {}
     unknown = [None] * epochs  # as JSON has it
     values = {name: written.get(name, unknown)[:epochs] for name in METRICS}
     return {
@@ -233,6 +232,19 @@ def checkpoint_path(out: Path, epoch: int) -> Path:
     return out / f"epoch_{epoch:04d}"
 
 
+def epoch_of(path: Path) -> int:
+    """Return after how many epochs a checkpoint was written."""
+    return int(path.name.removeprefix("epoch_"))
+
+
+def checkpoints_in(out: Path) -> list[Path]:
+    """Return the checkpoints that are complete, from the first to the last."""
+    # The name of one that was interrupted goes on.
+    names = re.compile(r"epoch_\d+")
+    found = [path for path in out.glob("epoch_*") if names.fullmatch(path.name)]
+    return sorted(found, key=epoch_of)
+
+
 def save(path: Path, tree: Tree) -> None:
     """Write a checkpoint where none is."""
     with checkpointer() as writer:
@@ -242,8 +254,10 @@ def save(path: Path, tree: Tree) -> None:
 def load(path: Path, target: Tree) -> Tree:
     """Read a checkpoint that has the names and shapes of `target`."""
     with checkpointer() as reader:
-        stored = reader.metadata(path.absolute()).item_metadata.tree
-        there, here = shapes(stored), shapes(target)
+        stored = reader.metadata(path.absolute()).item_metadata
+        if stored is None:
+            raise CheckpointError(f"{path} is damaged; remove it to go on from before")
+        there, here = shapes(stored.tree), shapes(target)
         wrong = sorted(
             f"{name} is {there.get(name, 'missing')} in the checkpoint and "
             f"{here.get(name, 'missing')} in the model"

@@ -1,5 +1,6 @@
 """What the command lines of the examples have in common."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 def require_positive(**options: float | None) -> None:
     """Raise ValueError for the first option that is not positive; None is no option."""
     for name, value in options.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be positive, and it is {value}")
 

@@ -120,5 +120,5 @@ def _widened(stats: NormStats, x: jax.Array) -> NormStats:
     dtype = dtypes.statistics_dtype(mean.dtype)
     if jnp.iscomplexobj(x):
         dtype = jnp.promote_types(dtypes.statistics_dtype(x.dtype), dtype)
-    var = var.astype(dtypes.statistics_dtype(var.dtype))
-    return NormStats(mean.astype(dtype), var, weight)
+    real = (v.astype(dtypes.statistics_dtype(v.dtype)) for v in (var, weight))
+    return NormStats(mean.astype(dtype), *real)

@@ -46,7 +46,8 @@ class SpectralNorm(nnx.Module):
     .. math::
       w = v / \sigma(v)
 
-    The layer keeps its kernels. For every kernel of two axes or more, `batch_stats`
+    The layer keeps its kernels, except while it is called (so not from two threads at
+    once). For every kernel of two axes or more, `batch_stats`
     holds the `nnx.BatchStat` variables `u`, an estimate of a singular vector, and
     `sigma`.
 
