@@ -119,9 +119,9 @@ def normalize_by_statistics(
     return _by_statistics(_widened(operands), mean, var, output)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3), inline=True)
+@partial(jax.jit, static_argnums=(1, 2), static_argnames="moments_used", inline=True)
 def normalize_by_moments(
-    operands: Operands, over: Reduction, output: Output, moments_used: bool = True
+    operands: Operands, over: Reduction, output: Output, *, moments_used: bool = True
 ) -> tuple[jax.Array, ShiftedMoments]:
     """Normalize `x` by its own moments. Returns the output and the moments.
 

@@ -131,7 +131,8 @@ def weight_standardization(
         scale, kernel, features, caller=caller, name="scale", of="kernel"
     )
     operands = Operands(kernel, None, scale, None, eps)
-    return normalize_by_moments(operands, Reduction(reduced), Output(dtype), False)[0]
+    over, output = Reduction(reduced), Output(dtype)
+    return normalize_by_moments(operands, over, output, moments_used=False)[0]
 
 
 def _split_axes(

@@ -304,13 +304,13 @@ def stop_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").touch()
     monkeypatch.setenv("COLUMNS", "120")
-    return partial(stop_demo_with, capsys)
 
+    def stop(*options: str) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            demo.main(tyro.cli(demo.Config, args=["--epochs=1", "--limit=8", *options]))
+        return stopped.value.code, *capsys.readouterr()
 
-def stop_demo_with(capsys, *options: str) -> tuple[object, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        demo.main(tyro.cli(demo.Config, args=["--epochs=1", "--limit=8", *options]))
-    return stop.value.code, *capsys.readouterr()
+    return stop
 
 
 def test_demo_help(stop_demo):

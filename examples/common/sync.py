@@ -1,9 +1,9 @@
 """The task that the examples of synchronized BatchNorm share, and its training.
 
 It is a small convolutional network with BatchNorm, Optax, and the digits images in an
-order that the seed decides.
-Where the batch size does not divide by the devices (100 by 8), some of their rows are
-padding, of weight 0, and the devices hold different numbers of real rows.
+order that the seed decides. Where the batch size does not divide by the devices (100 by
+8), some of their rows are padding, of weight 0, and the devices hold different numbers
+of real rows.
 """
 
 import statistics

@@ -131,4 +131,5 @@ def normalize(
         (channel,) = plan.features
         spatial = tuple(axis for axis in plan.reduced if axis != channel)
         over = over._replace(axis=spatial, channel_groups=(channel, plan.groups))
-    return normalize_by_moments(operands, over, Output(dtype), False)[0]
+    output = Output(dtype)
+    return normalize_by_moments(operands, over, output, moments_used=False)[0]

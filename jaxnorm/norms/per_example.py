@@ -298,4 +298,4 @@ def _normalize(
     axes.check_axis_name(over.axis_name, None, caller=caller)
     axes.check_reduced(operands.x, over.all_axes, over.axis_name, caller=caller)
     output = Output(dtype, activation)
-    return normalize_by_moments(operands, over, output, False)[0]
+    return normalize_by_moments(operands, over, output, moments_used=False)[0]
