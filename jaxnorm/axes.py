@@ -10,6 +10,7 @@ import operator
 from collections.abc import Hashable, Sequence
 
 import jax
+import numpy as np
 from jax import lax
 
 from jaxnorm import options
@@ -24,7 +25,8 @@ def canonicalize_axes(
     axes: Axes, ndim: int, *, caller: str, name: str
 ) -> tuple[int, ...]:
     """Return `axes` as sorted, non-negative, distinct integers."""
-    given = tuple(axes) if isinstance(axes, Sequence) else (axes,)
+    is_array = isinstance(axes, np.ndarray) and axes.ndim
+    given = tuple(axes) if is_array or isinstance(axes, Sequence) else (axes,)
     try:
         indices = [operator.index(axis) for axis in given]
     except TypeError:

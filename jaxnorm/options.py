@@ -90,8 +90,9 @@ def check_prior_weight(
     prior_weight: ArrayLike, shape: tuple[int, ...], *, caller: str
 ) -> ArrayLike:
     """Return `prior_weight` if it is not negative, as far as it is known."""
-    if not _is_real(prior_weight) or jnp.shape(prior_weight) not in ((), shape):
-        raise TypeError(
+    real = _is_real(prior_weight)
+    if not real or jnp.shape(prior_weight) not in ((), shape):
+        raise (ValueError if real else TypeError)(
             f"{caller}: prior_weight must be one real number, or one per feature. "
             f"{_received('prior_weight', prior_weight)}; 0 ignores the initial values."
         )
@@ -117,19 +118,27 @@ def check_ddof(ddof: int, *, caller: str) -> int:
     return int(ddof)
 
 
+def check_flag(value: Any, *, caller: str, name: str, mend: str) -> bool | jax.Array:
+    """Return a flag as a Python bool, or as a traced boolean scalar."""
+    if isinstance(value, bool):
+        return value
+    arrays = jax.Array | np.ndarray | np.bool_
+    if isinstance(value, arrays) and not value.ndim and value.dtype == bool:
+        held = known(value)
+        return jnp.asarray(value) if held is None else bool(held)
+    raise TypeError(
+        f"{caller}: {name} must be True, False or a boolean scalar array. "
+        f"{_received(name, value)}; {mend}."
+    )
+
+
 def check_training(training: ArrayLike, *, caller: str) -> bool | jax.Array:
     """Return `training` as a Python bool, or as a traced boolean scalar."""
-    if isinstance(training, bool):
-        return training
-    arrays = jax.Array | np.ndarray | np.bool_
-    if isinstance(training, arrays) and not training.ndim and training.dtype == bool:
-        value = known(training)
-        return jnp.asarray(training) if value is None else bool(value)
-    raise TypeError(
-        f"{caller}: training must be True, False or a boolean scalar array. Received "
-        f"training={training!r}; there is no default, so that nothing is evaluated "
-        "with batch statistics, or trained with running ones, by accident."
+    mend = (
+        "there is no default, so that nothing is evaluated with batch statistics, or "
+        "trained with running ones, by accident"
     )
+    return check_flag(training, caller=caller, name="training", mend=mend)
 
 
 def check_activation(

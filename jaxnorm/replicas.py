@@ -169,10 +169,10 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
-      TypeError: if a leaf of stacked replicas holds strings or objects.
+      TypeError: if a leaf holds strings or objects.
       ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
-        says so, all are spread as pmap returns them where it does not, or one is
-        traced.
+        says so, all are spread as pmap returns them or none is on a device where it
+        does not, or one is traced.
 
     Example:
       >>> import jax.numpy as jnp
@@ -199,12 +199,8 @@ def check_replicas(
                     f"{where} where {names[1]} differs from {names[0]} by "
                     f"{difference:.3g}"
                 )
-    if not compared and not stacked and _are_stacked(tree):
-        raise ValueError(
-            "check_replicas: there must be copies that can be compared. Received "
-            "arrays whose first axis is spread over devices, one element on each, as "
-            "pmap returns replicas; pass stacked=True."
-        )
+    if not compared and not stacked:
+        _check_comparable(tree)
     if found:
         named, more = found[:MOST_NAMED], len(found) - MOST_NAMED
         if more > 0:
@@ -216,15 +212,27 @@ def check_replicas(
         )
 
 
-def _are_stacked(tree: Any) -> bool:
-    """Whether all that is spread over devices has one element of axis 0 on each."""
-    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+def _check_comparable(tree: Any) -> None:
+    """Raise if a tree without copies on devices looks like one of stacked replicas."""
+    leaves = jax.tree.leaves(tree)
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+    if leaves and not arrays:
+        raise ValueError(
+            "check_replicas: without stacked=True the copies that devices hold are "
+            f"compared. Received {type(leaves[0]).__name__}, which is on no device; "
+            "pass stacked=True, or check before jax.device_get."
+        )
     spread = [array for array in arrays if len(array.sharding.device_set) > 1]
-    return bool(spread) and all(
+    if spread and all(
         shard.data.shape == (1, *array.shape[1:])
         for array in spread
         for shard in array.addressable_shards
-    )
+    ):
+        raise ValueError(
+            "check_replicas: there must be copies that can be compared. Received "
+            "arrays whose first axis is spread over devices, one element on each, as "
+            "pmap returns replicas; pass stacked=True."
+        )
 
 
 def _pairs(
@@ -250,6 +258,8 @@ def _pairs(
             if shard is not first:
                 names = str(first.device), str(shard.device)
                 yield _numbers(first.data, where), _numbers(shard.data, where), names
+    else:
+        _numbers(leaf, where)  # on no device: there is one copy
 
 
 def _numbers(leaf: ArrayLike, where: str) -> np.ndarray:

@@ -57,7 +57,7 @@ def init_spectral_stats(
       (3,)
     """
     caller = "init_spectral_stats"
-    if not isinstance(num_features, int | np.integer):
+    if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer):
         raise TypeError(
             f"{caller}: num_features must be an integer. Received "
             f"{type(num_features).__name__}; pass the size of the feature axis, "

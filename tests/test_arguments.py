@@ -632,7 +632,7 @@ ERRORS = {
     ),
     "prior weights of other features": (
         lambda: jn.init_stats(6, prior_weight=jnp.zeros(4)),
-        TypeError,
+        ValueError,
         "init_stats: prior_weight must be one real number, or one per feature. "
         "Received prior_weight with shape (4,); 0 ignores the initial values.",
     ),
@@ -803,6 +803,8 @@ def test_evaluation_of_an_empty_batch_is_empty():
 def test_axes_are_sorted_and_non_negative():
     assert axes.canonicalize_axes((-1, 0), 3, caller="f", name="axis") == (0, 2)
     assert axes.canonicalize_axes(np.int64(-2), 3, caller="f", name="axis") == (1,)
+    array = np.array([-1, 0])
+    assert axes.canonicalize_axes(array, 3, caller="f", name="axis") == (0, 2)
 
 
 @pytest.mark.parametrize(

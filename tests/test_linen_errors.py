@@ -168,6 +168,11 @@ def test_what_jax_itself_raises_is_not_renamed():
 
     with pytest.raises(jax.errors.TracerBoolConversionError):
         jax.jit(run)(0.9)
+    cause = ValueError("Received incompatible devices: 0 and 1")
+    with pytest.raises(ValueError, match=r"^Received incompatible") as raised:
+        with inputs.errors_named("BatchNorm"):
+            raise cause
+    assert raised.value is cause
 
 
 def test_decay_is_a_number():

@@ -155,6 +155,16 @@ def test_a_traced_flag_compiles_once():
     assert len(traces) == 1
 
 
+@pytest.mark.parametrize("flag", [np.array, np.bool_, jnp.array, int])
+def test_a_flag_may_be_any_scalar_that_is_a_bool(flag):
+    x = sample((8, 6))
+    for evaluating in (False, True):
+        norm, expected = ours.BatchNorm(6, rngs=rngs()), ours.BatchNorm(6, rngs=rngs())
+        y = norm(x, use_running_average=flag(evaluating))
+        np.testing.assert_array_equal(y, expected(x, use_running_average=evaluating))
+        assert_trees_close(pure(norm), pure(expected), rtol=0)
+
+
 def test_an_optimizer_trains_it():
     model = Model(debias=True, rngs=rngs())
     optimizer = nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)

@@ -81,12 +81,17 @@ from tests.flax_modules import rngs, sample
             ),
             TypeError,
             r"use_running_average must be True, False or a boolean scalar array\. "
-            r"Received an array with shape \(4, 1\); a mask is given by name",
+            r"Received use_running_average with shape \(4, 1\); a mask is",
         ),
         (
             lambda: ours.BatchNorm(6, rngs=rngs())(sample((4, 6)), "no"),
             TypeError,
-            "use_running_average must be True, False .*Received 'no'; a mask",
+            "use_running_average must be True, False .*average='no'; a mask is given",
+        ),
+        (
+            lambda: ours.BatchNorm(6, rngs=rngs())(sample((4, 6)), jnp.array(0.3)),
+            TypeError,
+            r"use_running_average must be True, False .*average=Array\(0\.3.*; a mask",
         ),
         (
             lambda: ours.LayerNorm(6, epsilon=0.0, rngs=rngs())(sample((4, 6))),

@@ -285,6 +285,7 @@ def test_no_gradient_reaches_the_statistics():
             "num_features must be at least 1. Received num_features=-2",
         ),
         ((2.0,), TypeError, "num_features must be an integer. Received float; pass"),
+        ((True,), TypeError, "num_features must be an integer. Received bool; pass"),
         (
             (2, jnp.int32),
             TypeError,

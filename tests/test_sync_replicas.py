@@ -221,6 +221,16 @@ def test_a_check_that_compares_nothing_raises():
     step = jax.device_put(3, jax.sharding.NamedSharding(mesh, P()))
     check_replicas({"stats": stats, "step": step})
     check_replicas({"stats": jn.init_stats(3), "step": 3})  # on one device
+    check_replicas({})
+
+
+def test_replicas_that_left_their_devices_need_stacked():
+    stats = jax.device_get(replicas())
+    text = r"Received ndarray, which is on no device; pass stacked=True, or check befo"
+    with pytest.raises(ValueError, match=text):
+        check_replicas({"stats": stats, "step": 3})
+    with pytest.raises(ValueError, match="replica 1 differs from replica 0"):
+        check_replicas(stats, stacked=True)
 
 
 def test_equal_nans_and_infinities_agree():
@@ -243,13 +253,14 @@ def test_integers_are_compared_as_integers():
         jn.check_replicas({"used": np.array([True, False])}, stacked=True)
 
 
-def test_names_are_no_replicas():
+@pytest.mark.parametrize("stacked", [True, False])
+def test_names_are_no_replicas(stacked):
     with pytest.raises(
         TypeError,
         match=r"check_replicas: arrays must hold numbers\. Received \['name'\] of <U1; "
         "leave it out of the tree",
     ):
-        jn.check_replicas({"name": np.array(["a", "a"])}, stacked=True)
+        jn.check_replicas({"name": np.array(["a", "a"])}, stacked=stacked)
 
 
 def test_replicas_that_are_traced_cannot_be_compared():

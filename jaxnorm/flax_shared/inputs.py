@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
-from jaxnorm import arguments, axes
+from jaxnorm import arguments, axes, options
 from jaxnorm.axes import Axes
 
 
@@ -22,9 +21,9 @@ def errors_named(label: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError):
             raise  # JAX's own, whose constructors take more than a text
-        text = str(error)
-        for name in ("batch_norm", "spectral_norm", "weight_norm"):
-            text = text.removeprefix(f"{name}: ")
+        name, colon, text = str(error).partition(": ")
+        if not colon or name not in ("batch_norm", "spectral_norm", "weight_norm"):
+            raise  # JAX's or Python's
         raise type(error)(f"{label}: {text}") from None
 
 
@@ -96,17 +95,10 @@ def weights_of(
 
 
 def check_flag(label: str, name: str, value: Any) -> bool | jax.Array:
-    """Return a Python bool, or a scalar array, which may be traced."""
-    if isinstance(value, jax.Array) and not value.ndim:
-        return value.astype(bool)
-    if isinstance(value, bool | int | np.bool_):
-        return bool(value)
-    shape = getattr(value, "shape", None)
-    received = repr(value) if shape is None else f"an array with shape {shape}"
-    raise TypeError(
-        f"{label}: {name} must be True, False or a boolean scalar array. Received "
-        f"{received}; a mask is given by name, mask=..."
-    )
+    """Return a Python bool, or a traced boolean scalar. Integers count, as in Flax."""
+    value = bool(value) if isinstance(value, int) else value
+    mend = "a mask is given by name, mask=..."
+    return options.check_flag(value, caller=label, name=name, mend=mend)
 
 
 def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
