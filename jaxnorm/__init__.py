@@ -16,8 +16,8 @@ Running statistics
 Kernels
     weight_norm, weight_standardization, spectral_norm, init_spectral_stats
 
-Public are these names, the types `Moments`, `NormStats` and `SpectralStats`, and the
-modules `jaxnorm.linen` and `jaxnorm.nnx`. All other modules may change at any time.
+The public API is these names, the types `Moments`, `NormStats` and `SpectralStats`, and
+the modules `jaxnorm.linen` and `jaxnorm.nnx`. All other modules may change at any time.
 """
 
 from jaxnorm.moments import Moments, compute_moments, merge_moments, pool_moments

@@ -25,8 +25,8 @@ def canonicalize_axes(
     axes: Axes, ndim: int, *, caller: str, name: str
 ) -> tuple[int, ...]:
     """Return `axes` as sorted, non-negative, distinct integers."""
-    is_array = isinstance(axes, np.ndarray) and axes.ndim
-    given = tuple(axes) if is_array or isinstance(axes, Sequence) else (axes,)
+    listed = axes.tolist() if isinstance(axes, np.ndarray) else axes
+    given = tuple(listed) if isinstance(listed, Sequence) else (listed,)
     try:
         indices = [operator.index(axis) for axis in given]
     except TypeError:

@@ -65,6 +65,7 @@ def call(
 def choose(forms: Forms, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
     """Return forms.plain(*operands), or on a CPU forms.cpu(*operands).
 
+    None of the arguments is a linear one, so nothing is ever transposed.
     `lax.platform_dependent` does the same, but fails to be lowered in a `shard_map`
     that is mapped over with `spmd_axis_name`.
     """
@@ -140,7 +141,7 @@ def _cpu(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
     return forward.cpu(*values)
 
 
-_linear = Primitive("linear_with_transpose")
+_linear = Primitive("linear_in_two_forms")
 _linear.multiple_results = True
 _linear.def_impl(_plain)
 _linear.def_abstract_eval(_types)

@@ -17,16 +17,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from jaxnorm import devices, dtypes, sums
+from jaxnorm.arithmetic import inner, reciprocal, settle, show_overflow, square
 from jaxnorm.reduction import Reduction, per_channel, sum_groups
-from jaxnorm.shifted import (
-    ShiftedMoments,
-    inner,
-    pool,
-    reciprocal,
-    settle,
-    show_overflow,
-    square,
-)
+from jaxnorm.shifted import ShiftedMoments, pool
 from jaxnorm.weighting import deviations, total_weight, weigh, weigh_linearly
 
 
@@ -44,16 +37,19 @@ def measure(
     remainder of the mean is then dropped: it is less than a thousandth of what the
     input is rounded by.
     """
-    packed = moments_used or not _faster_together(x, over)
+    pack_last_axis = moments_used or not _faster_together(x, over)
     count = sum_groups(total_weight(x, weights, over.axis), over, x)
-    shift, is_mean = _near_mean(x, weights, count, over, packed)
-    # In half precision a held shift loses no digits. One of size 1 along the last axis
-    # is not held.
+    shift, is_mean = _near_mean(x, weights, count, over, pack_last_axis)
+    # All users must see the shift rounded alike, which `settle` sees to. In half
+    # precision `hold` is enough for that, except where it does nothing (a last axis of
+    # size 1), or where weights make the shift a product.
     if not dtypes.is_half(x) or weights is not None or x.shape[-1:] == (1,):
         shift = settle(shift)
     shift = sums.hold(shift)
-    first, second = _sums_of_deviations(x, weights, shift, over, packed)
-    if not over.centered or (is_mean and x.dtype == jnp.bfloat16 and not packed):
+    first, second = _sums_of_deviations(x, weights, shift, over, pack_last_axis)
+    if not over.centered or (
+        is_mean and x.dtype == jnp.bfloat16 and not pack_last_axis
+    ):
         mean, m2 = jnp.zeros_like(shift), second
     else:
         mean = first / jnp.where(count == 0, 1, count)
@@ -73,7 +69,7 @@ def _near_mean(
     weights: jax.Array | None,
     count: jax.Array,
     over: Reduction,
-    packed: bool,
+    pack_last_axis: bool,
 ) -> tuple[jax.Array, bool]:
     """Return a value near the mean of what has weight, and whether it is the mean.
 
@@ -85,7 +81,7 @@ def _near_mean(
     if weights is not None:
         total = _sum(weigh(wide, weights), over.axis)
         return sum_groups(total, over, x) * reciprocal(count), True
-    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=packed)
+    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=pack_last_axis)
     if over.channel_groups is None:
         return near, is_mean
     axis, groups = over.channel_groups
@@ -97,7 +93,7 @@ def _sums_of_deviations(
     weights: jax.Array | None,
     shift: jax.Array,
     over: Reduction,
-    packed: bool,
+    pack_last_axis: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the sums of d = x - shift (0 if not centered) and of d^2, weighted."""
 
@@ -109,8 +105,8 @@ def _sums_of_deviations(
     operands = x, _hold_repeated(per_channel(shift, over, x), over), weights
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
-    pack_last_axis = packed and (over.centered or dtypes.is_half(x))
-    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=pack_last_axis)
+    pack = pack_last_axis and (over.centered or dtypes.is_half(x))
+    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=pack)
     *first, second = sum_groups(each, over, x)
     return first[0] if first else jnp.zeros_like(shift), second
 
@@ -138,11 +134,11 @@ def moment_tangents(
     pooled: ShiftedMoments,
     over: Reduction,
 ) -> ShiftedMoments:
-    r"""Differentiate the moments.
+    """Differentiate the moments.
 
-    .. math::
-      \dot\mu = \frac1W \sum_i (w_i \dot x_i + \dot w_i c_i), \quad
-      \dot M_2 = \sum_i (2 w_i c_i \dot x_i + \dot w_i c_i^2), \quad c_i = x_i - \mu
+        t_mean = sum(weights * t_x + t_weights * c) / count
+        t_m2   = sum(2 * weights * c * t_x + t_weights * c^2)
+        c      = x - mean
 
     0 for an empty set. Linear in the tangents, with one collective; so its transpose
     has one as well. A tangent of None is zero.

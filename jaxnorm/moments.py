@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, measuring, shifted
+from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.exporting import serializable
 from jaxnorm.reduction import Reduction
-from jaxnorm.shifted import ShiftedMoments, reciprocal
+from jaxnorm.shifted import ShiftedMoments
 
 
 @serializable
@@ -21,8 +22,8 @@ class Moments(NamedTuple):
     """Weighted moments of a set of values.
 
     Attributes:
-      count: sum of the weights; a scalar, or broadcastable to `mean`. Of sets that are
-        stacked in front, as vmap and pmap do, one a set.
+      count: sum of the weights; a scalar, or broadcastable to `mean`. With leading axes
+        that vmap or pmap added, one count for every set.
       mean: weighted mean.
       m2: weighted sum of squared deviations from the mean; always real.
     """
@@ -46,21 +47,22 @@ def compute_moments(
     axis_name: AxisName | None = None,
     axis_index_groups: AxisGroups | None = None,
 ) -> Moments:
-    r"""Compute the weighted moments of `x` over `axis`, and over devices.
+    """Compute the weighted moments of `x` over `axis`, and over devices.
 
-    .. math::
-      W = \sum_i w_i, \quad \mu = \frac{1}{W} \sum_i w_i x_i, \quad
-      M_2 = \sum_i w_i |x_i - \mu|^2
+        count = sum(weights)
+        mean  = sum(weights * x) / count
+        m2    = sum(weights * |x - mean|^2)
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
       axis: axis or axes of `x` that are reduced.
-      weights: bool mask or non-negative weights that broadcast to `x`; of its rank, if
-        they could be taken for weights of other axes. An element of weight 0 has no
-        influence, whatever it holds (NaN and infinities too).
+      weights: bool mask or non-negative weights that broadcast to `x`. Give them the
+        rank of `x` if a shorter shape would fit its first axes as well as its last. An
+        element of weight 0 has no influence, whatever it holds (NaN and infinities
+        too).
       axis_name: name, or tuple of names, of pmap, vmap or shard_map axes to pool over,
-        with one collective. An axis along which `x` is the same multiplies the count.
-        Not needed under plain jit on sharded arrays.
+        with one collective (two of more than 32 devices). If `x` is replicated along an
+        axis, every copy is counted. Not needed under plain jit on sharded arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
 
     Returns:
@@ -100,11 +102,11 @@ def compute_moments(
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
-    r"""Merge the moments of two disjoint sets into those of their union.
+    """Merge the moments of two disjoint sets into those of their union.
 
-    .. math::
-      \delta = \mu_b - \mu_a, \quad \mu = \mu_a + \delta \frac{W_b}{W}, \quad
-      M_2 = M_{2,a} + M_{2,b} + |\delta|^2 \frac{W_a W_b}{W}
+        count = a.count + b.count
+        mean  = a.mean + (b.mean - a.mean) * b.count / count
+        m2    = a.m2 + b.m2 + |b.mean - a.mean|^2 * a.count * b.count / count
 
     Associative and commutative to rounding. An empty set (count 0) is the identity,
     whatever its mean and m2 hold.
@@ -218,13 +220,13 @@ def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(dtypes.statistics_dtype(leaf.dtype))
 
 
-@partial(jax.jit, inline=True)  # see `normalization`
+@partial(jax.jit, inline=True)  # see normalize_by_statistics
 def _merge_pair(a: ShiftedMoments, b: ShiftedMoments) -> Moments:
     stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), a, b)
     return collapse(shifted.merge(stack), ())
 
 
-@partial(jax.jit, static_argnums=(2,), inline=True)  # see `normalization`
+@partial(jax.jit, static_argnums=(2,), inline=True)  # see normalize_by_statistics
 def _measure(
     x: jax.Array, weights: jax.Array | None, over: Reduction
 ) -> ShiftedMoments:

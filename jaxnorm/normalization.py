@@ -27,6 +27,7 @@ from jaxnorm.affine import (
     finish,
     gain_and_offset,
 )
+from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
     drop_symbolic_zeros,
@@ -35,7 +36,7 @@ from jaxnorm.measuring import (
     moments_per_channel,
 )
 from jaxnorm.reduction import Reduction, per_channel
-from jaxnorm.shifted import ShiftedMoments, reciprocal
+from jaxnorm.shifted import ShiftedMoments
 from jaxnorm.tangent import output_tangent
 from jaxnorm.weighting import deviations, replace_hidden
 
@@ -51,10 +52,9 @@ def normalize(
     feature_axis: Axes = -1,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Normalize `x` by a given mean and variance.
+    """Normalize `x` by a given mean and variance.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + eps) + bias
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -113,7 +113,7 @@ def normalize_by_statistics(
 ) -> jax.Array:
     """Normalize by a mean and a variance that have the rank of `x`.
 
-    What is hidden by a weight of 0 and not finite is taken to lie at the mean.
+    An element of weight 0 that is not finite is treated as equal to the mean.
     """
     mean, var = (dtypes.widen(v, operands.x) for v in (mean, var))
     return _by_statistics(_widened(operands), mean, var, output)
@@ -189,6 +189,7 @@ def _by_moments(
     inverse = lax.rsqrt(moments.var + eps)
     half = dtypes.is_half(x)
     if x.ndim - 1 not in over.axis and constant_within_sets(inverse, scale, bias):
+        # (d - mean) * a + bias as d * a + offset: one operation less for each element.
         _, offset = gain_and_offset(moments, inverse, scale, bias)
         y = affine(d, inverse, scale, offset, half=half)
     else:

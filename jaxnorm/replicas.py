@@ -12,8 +12,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxnorm import axes, devices
+from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import AxisName
-from jaxnorm.shifted import ShiftedMoments, merge, reciprocal
+from jaxnorm.shifted import ShiftedMoments, merge
 from jaxnorm.stats import NormStats, as_arrays, check_stats
 
 MOST_NAMED = 20  # copies that an error names
@@ -25,12 +26,11 @@ def merge_stats(
     method: Literal["total_variance", "average"] = "total_variance",
     axis_name: AxisName | None = None,
 ) -> NormStats:
-    r"""Merge replicas of running statistics into one.
+    """Merge replicas of running statistics into one.
 
-    .. math::
-      \mu = \sum_i p_i \mu_i, \quad
-      \sigma^2 = \sum_i p_i \left(\sigma_i^2 + |\mu_i - \mu|^2\right), \quad
-      p_i = \frac{w_i}{\sum_j w_j}
+        p_i  = weight_i / sum(weight_j)
+        mean = sum(p_i * mean_i)
+        var  = sum(p_i * (var_i + |mean_i - mean|^2))
 
     The total variance counts the spread of the means between replicas: it is the
     variance of everything they have seen. `"average"` leaves that term out, as a plain

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, options, sharding
+from jaxnorm.arithmetic import reciprocal
 from jaxnorm.moments import Moments, check_moments
-from jaxnorm.shifted import reciprocal
 from jaxnorm.stats import NormStats, check_precision, check_stats
 
 
@@ -21,15 +21,17 @@ def update_stats(
     decay: ArrayLike | None = 0.99,
     ddof: int = 0,
 ) -> NormStats:
-    r"""Move running statistics towards the moments of a batch.
+    """Move running statistics towards the moments of a batch.
 
-    .. math::
-      w' = \alpha w + (1 - \alpha), \quad
-      \mu' = \frac{\alpha w \mu + (1 - \alpha) \mu_B}{w'}, \quad
-      \sigma'^2 = \frac{\alpha w \sigma^2 + (1 - \alpha) \sigma_B^2}{w'}
+        weight' = decay * weight + (1 - decay)
+        mean'   = (decay * weight * mean + (1 - decay) * batch_mean) / weight'
+        var'    = (decay * weight * var + (1 - decay) * batch_var) / weight'
 
-    With `decay=None` all batches count the same: w' = w + 1, and the weights of old and
-    new are w / w' and 1 / w'.
+    With `decay=None` all batches count the same:
+
+        weight' = weight + 1
+        mean'   = (weight * mean + batch_mean) / weight'
+        var'    = (weight * var + batch_var) / weight'
 
     A batch changes nothing if one of its statistics is not finite, or if it has no more
     than `ddof` elements. That holds inside jit as well. With one weight per feature,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import devices
+from jaxnorm.arithmetic import reciprocal, settle, square
 from jaxnorm.axes import AxisName, Groups
 
 # From more devices than these, gathering costs more than a second collective.
@@ -93,39 +94,3 @@ def _pool_in_two_rounds(
     # Rounding may leave it below 0, where a maximum has no derivative.
     m2 += lax.stop_gradient(jnp.maximum(m2, 0) - m2)
     return ShiftedMoments(total, shift, mean, m2)
-
-
-def settle(shift: jax.Array) -> jax.Array:
-    """Return `shift`, if finite, such that all that uses it sees it rounded alike.
-
-    XLA recomputes a value where it is used, and may fuse its last product with a
-    subtraction there, without rounding it. Deviations and moments would then refer to
-    shifts that are half a unit in the last place apart, which at mean/std = 1e6 is 3%
-    of std. A maximum in between prevents it (optimization_barrier is dropped on CPU).
-    """
-    if jnp.iscomplexobj(shift):
-        return lax.complex(settle(shift.real), settle(shift.imag))
-    return jnp.maximum(shift, jnp.finfo(shift.dtype).min)
-
-
-def show_overflow(squares: jax.Array) -> jax.Array:
-    """Turn an infinite sum of squares into NaN: its inverse root, 0, would hide it."""
-    return squares + 0 * squares
-
-
-def reciprocal(count: jax.Array) -> jax.Array:
-    """Return 1 / count, and 0 where count is 0."""
-    empty = count == 0
-    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, count))
-
-
-def square(x: jax.Array) -> jax.Array:
-    """Return |x|^2, real also for complex input, smooth at 0."""
-    return inner(x, x)
-
-
-def inner(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return the real part of conj(x) * y."""
-    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
-        return x.real * y.real + x.imag * y.imag
-    return x * y

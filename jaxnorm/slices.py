@@ -18,20 +18,23 @@ from jax import lax
 class Limits(NamedTuple):
     """Numbers and sizes of slices that XLA:CPU is fast with."""
 
-    most: int  # slices, except along the last axis; in float32 of all arrays together
-    most_of_one: int  # slices along the last axis of one large array
-    most_of_two: int  # the same, of each of two large arrays
-    multiple: int  # slices along the last axis have a multiple of so many elements
-    short: int  # and if possible no more than so many
+    # Except along the last axis; in float32 those of all arrays together.
+    max_slices: int
+    # Along the last axis: of one large array, and of each of two. The size of these
+    # slices is a multiple of `multiple`, and if possible no more than `max_size`.
+    max_slices_of_one: int
+    max_slices_of_two: int
+    multiple: int
+    max_size: int
 
 
 # A loop that alternates between more than 16 places of float32 arrays is slow. An array
 # of fewer than 32 bits is converted to float32 in memory if one loop would convert it
 # in more than 15 places. Along the last axis slices are short, so that their sum stays
 # in registers, and a multiple of the vector size; long rows are folded first.
-WIDE = Limits(most=16, most_of_one=64, most_of_two=16, multiple=16, short=16)
-NARROW = Limits(most=14, most_of_one=14, most_of_two=14, multiple=8, short=64)
-LEAST = 4  # slices
+WIDE = Limits(16, max_slices_of_one=64, max_slices_of_two=16, multiple=16, max_size=16)
+NARROW = Limits(14, max_slices_of_one=14, max_slices_of_two=14, multiple=8, max_size=64)
+MIN_SLICES = 4
 # The rows that are left are reduced in windows of at most WINDOW. By itself XLA:CPU
 # takes windows of XLA_WINDOW: three times slower if one has to be padded, and a scalar
 # loop if there is only one.
@@ -166,14 +169,16 @@ def cut(operands: Arrays, axis: Axis) -> Cut | None:
     narrow = any(v.dtype.itemsize < 4 for v in present)
     length, group = lengths[chosen], groups[chosen]
     large = [v.dtype.itemsize for v in present if v.size == x.size]
-    if not inner and length >= LEAST * WIDE.multiple:
+    if not inner and length >= MIN_SLICES * WIDE.multiple:
         short = _cut_last_axis(length, narrow, alone=len(large) == 1)
         return Cut(x.shape, group, *short, narrow)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
-    most = NARROW.most if narrow else max(LEAST, WIDE.most // len(large))
+    most = (
+        NARROW.max_slices if narrow else max(MIN_SLICES, WIDE.max_slices // len(large))
+    )
     # If single rows were left, with nothing to reduce, XLA would fuse the addition of
     # slices into every user of the sums. (Two or three single values leave nothing.)
-    least, shortest = (LEAST, 2) if inner else (2, 1)
+    least, shortest = (MIN_SLICES, 2) if inner else (2, 1)
     best = _cheapest(length, least, most, shortest, row)
     return None if best is None else Cut(x.shape, group, 1, *best, narrow)
 
@@ -184,9 +189,9 @@ def _cut_last_axis(length: int, narrow: bool, *, alone: bool) -> tuple[int, int,
     Where no factor of its length will do, it is not folded and slices are longer.
     """
     limits = NARROW if narrow else WIDE
-    most = limits.most_of_one if alone else limits.most_of_two
-    longest = length // limits.short // LEAST
-    folds = range(math.ceil(length / (most * limits.short)), longest + 1)
+    most = limits.max_slices_of_one if alone else limits.max_slices_of_two
+    longest = length // limits.max_size // MIN_SLICES
+    folds = range(math.ceil(length / (most * limits.max_size)), longest + 1)
     fold = next((n for n in folds if length % n == 0), 1)
     size = limits.multiple * math.ceil(length / fold / limits.multiple / most)
     return fold, math.ceil(length / fold / size), size

@@ -16,8 +16,8 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, options, sharding
+from jaxnorm.arithmetic import square
 from jaxnorm.exporting import serializable
-from jaxnorm.shifted import square
 
 
 @serializable
@@ -90,19 +90,22 @@ def spectral_norm(
     feature_axis: int = -1,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, SpectralStats]:
-    r"""Divide a kernel by its largest singular value.
+    """Divide a kernel by its largest singular value.
 
-    .. math::
-      w = \frac{v}{\sigma}, \quad \sigma = b^T V a, \quad
-      b \leftarrow \frac{V a}{\lVert V a \rVert}, \quad
-      a \leftarrow \frac{V^T b}{\lVert V^T b \rVert}
+        w = kernel / sigma
+        sigma = left^T V u
 
-    V is the kernel as a matrix, a is `stats.u`, and the arrows are one step of power
-    iteration. No gradient passes through a and b. A kernel of zeros is returned
-    unchanged. It leaves a unchanged as well, and so does one that is not finite.
+    V is the kernel as a matrix, and u, `stats.u`, its right singular vector. One step
+    of power iteration, before sigma is computed, is
+
+        left = V u / |V u|
+        u    = V^T left / |V^T left|
+
+    No gradient passes through u and left. A kernel of zeros is returned unchanged. It
+    leaves u unchanged as well, and so does one that is not finite.
 
     Args:
-      kernel: v, of a floating-point dtype and rank 2 or more; axes other than
+      kernel: array of a floating-point dtype and rank 2 or more; axes other than
         `feature_axis` become the rows of V.
       stats: from `init_spectral_stats` or the previous step.
       training: whether to return the new `stats`, or `stats` unchanged. A Python bool,
@@ -151,7 +154,7 @@ def spectral_norm(
     return _divide(kernel, stats, training, eps, n_steps, features, dtype)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)  # see `normalization`
+@partial(jax.jit, static_argnums=(4, 5, 6), inline=True)  # see normalize_by_statistics
 def _divide(
     kernel: jax.Array,
     stats: SpectralStats,

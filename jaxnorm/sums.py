@@ -27,7 +27,7 @@ from jax import lax
 from jaxnorm import dtypes, linear, sharding, slices
 from jaxnorm.slices import Arrays, Axis
 
-# A sample is read from so many evenly spaced places.
+# The number of evenly spaced places that a sample is read from.
 PLACES = 4
 
 Terms = Callable[..., tuple[jax.Array, ...]]
@@ -207,7 +207,7 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
         # In half precision a plain sum writes all of x to memory in float32 first.
         if not pack_last_axis or cut.num_rows < rows * (4 if cut.narrow else 16):
             return 0, 0
-    most = (slices.NARROW if cut.narrow else slices.WIDE).most // PLACES
+    most = (slices.NARROW if cut.narrow else slices.WIDE).max_slices // PLACES
     # Single rows need no reduction, but are then fused with what divides by their mean,
     # twice: in half precision 8 of them are 16 conversions, which is too many.
     single = 1 if cut.narrow else most

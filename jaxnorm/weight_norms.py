@@ -14,10 +14,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, options
 from jaxnorm.affine import Operands, Output
+from jaxnorm.arithmetic import show_overflow, square
 from jaxnorm.axes import Axes
 from jaxnorm.normalization import normalize_by_moments
 from jaxnorm.reduction import Reduction
-from jaxnorm.shifted import show_overflow, square
 
 
 def weight_norm(
@@ -28,14 +28,13 @@ def weight_norm(
     eps: ArrayLike = 1e-12,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Give the weights of every feature a length that is learned separately.
+    """Give the weights of every feature a length that is learned separately.
 
-    .. math::
-      w = g \frac{v}{\sqrt{\lVert v \rVert_2^2 + \epsilon}}
+        w = scale * kernel / sqrt(sum(|kernel|^2) + eps)
 
     Args:
-      kernel: v, of a floating-point or complex dtype, any rank.
-      scale: g; a scalar, the sizes of `feature_axis`, or any shape of the rank of
+      kernel: array of a floating-point or complex dtype, any rank.
+      scale: a scalar, the sizes of `feature_axis`, or any shape of the rank of
         `kernel` that broadcasts to it. None is 1.
       feature_axis: axis, or axes, that keep a length of their own; the length is over
         all others. None takes the length of the whole kernel.
@@ -85,14 +84,13 @@ def weight_standardization(
     eps: ArrayLike = 1e-5,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Give the weights of every feature mean 0 and variance 1.
+    """Give the weights of every feature mean 0 and variance 1.
 
-    .. math::
-      w = g \frac{v - \mu}{\sqrt{\sigma^2 + \epsilon}}
+        w = scale * (kernel - mean) / sqrt(var + eps)
 
     Args:
-      kernel: v, of a floating-point or complex dtype, any rank.
-      scale: g; a scalar, the sizes of `feature_axis`, or any shape of the rank of
+      kernel: array of a floating-point or complex dtype, any rank.
+      scale: a scalar, the sizes of `feature_axis`, or any shape of the rank of
         `kernel` that broadcasts to it. None is 1; 1 / sqrt(fan_in) keeps the variance
         of the input.
       feature_axis: axis, or axes, that keep statistics of their own; None is one set

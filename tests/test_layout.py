@@ -21,6 +21,7 @@ ORDER = [
     "arguments",
     "sharding",
     "devices",
+    "arithmetic",
     "shifted",
     "linear",
     "slices",

@@ -120,7 +120,7 @@ def normalize(
     name = module.axis_name if synchronize else None
     groups = module.axis_index_groups if synchronize else None
     weights = inputs.weights_of(label, x, mask, plan.reduced)
-    if plan.reduced:
+    if plan.reduced:  # Flax allows none: every element is then its own mean
         axes.check_reduced(x, plan.reduced, name, caller=label)
     eps = options.check_eps(module.epsilon, caller=label, name="epsilon", usual="1e-6")
     operands = Operands(x, weights, scale, bias, eps)

@@ -16,10 +16,9 @@ from jaxnorm.linen.base import STATS, Norm, label_of
 
 
 class BatchNorm(Norm):
-    r"""Normalize every feature by its statistics over the batch.
+    """Normalize every feature by its statistics over the batch.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     The running mean and variance are `mean` and `var` in the collection `batch_stats`,
     at least float32. Training needs `mutable=["batch_stats"]`; nothing is updated while
@@ -33,7 +32,7 @@ class BatchNorm(Norm):
         Flax's module has none; its averages continue with a weight of 1. (To restore
         it, make the target with a module without `debias`.)
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
-      decay: the functional API's word for `momentum`, in place of which it is used;
+      decay: the functional API's word for `momentum`, which it replaces if given;
         None is the equal-weight average of all batches, and needs `weight` as well.
 
     Example:

@@ -65,10 +65,9 @@ class PerExample(Norm):
 
 
 class LayerNorm(PerExample):
-    r"""Normalize over the features of every example.
+    """Normalize over the features of every example.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Attributes:
       reduction_axes: axes that are normalized together.
@@ -108,10 +107,9 @@ class LayerNorm(PerExample):
 
 
 class RMSNorm(PerExample):
-    r"""Divide every example by its root mean square.
+    """Divide every example by its root mean square.
 
-    .. math::
-      y = \gamma \frac{x}{\sqrt{\frac1n \sum_i |x_i|^2 + \epsilon}}
+        y = scale * x / sqrt(mean(|x|^2) + epsilon)
 
     Attributes:
       reduction_axes: axes that are normalized together.
@@ -152,10 +150,9 @@ class RMSNorm(PerExample):
 
 
 class GroupNorm(PerExample):
-    r"""Normalize groups of neighbouring channels of every example.
+    """Normalize groups of neighbouring channels of every example.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Attributes:
       num_groups: number of groups; None where `group_size` is given.
@@ -206,10 +203,9 @@ class GroupNorm(PerExample):
 
 
 class InstanceNorm(PerExample):
-    r"""Normalize every channel of every example over space.
+    """Normalize every channel of every example over space.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Attributes:
       feature_axes: axes of channels; all others but the first are reduced.

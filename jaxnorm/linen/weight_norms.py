@@ -50,13 +50,13 @@ class Reparametrized(nn.Module):
 
 
 class SpectralNorm(Reparametrized):
-    r"""Divide the kernels of a layer by their largest singular values.
+    """Divide the kernels of a layer by their largest singular values.
 
-    .. math::
-      w = v / \sigma(v)
+        w = kernel / sigma
 
-    The parameters stay in the layer. `batch_stats` holds `u`, an estimate of a singular
-    vector, and `sigma`, for every kernel of two axes or more.
+    The parameters stay in the layer. For every kernel of two axes or more,
+    `batch_stats` holds `sigma`, an estimate of the largest singular value, and `u`, one
+    of its singular vector.
 
     Attributes:
       layer_instance: the layer.
@@ -134,10 +134,9 @@ class SpectralNorm(Reparametrized):
 
 
 class WeightNorm(Reparametrized):
-    r"""Give the kernels of a layer lengths that are learned apart from directions.
+    """Give the kernels of a layer lengths that are learned apart from directions.
 
-    .. math::
-      w = g \frac{v}{\sqrt{\lVert v \rVert_2^2 + \epsilon}}
+        w = scale * kernel / sqrt(sum(|kernel|^2) + epsilon)
 
     The lengths are parameters of this module, named after the kernel, `.../scale`.
 

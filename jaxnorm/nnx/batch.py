@@ -17,10 +17,9 @@ from jaxnorm.stats import NormStats
 
 @nnx.dataclass(eq=False, kw_only=True)
 class BatchNorm(AffineNorm):
-    r"""Normalize every feature by its statistics over the batch.
+    """Normalize every feature by its statistics over the batch.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     The running mean and variance are the `nnx.BatchStat` variables `mean` and `var`, at
     least float32. (In a model that was cast to half precision the first training step
@@ -36,7 +35,7 @@ class BatchNorm(AffineNorm):
         Flax's module have none: once they are loaded, set it with
         `norm.weight.set_value(jnp.ones(()))`, or the next batch replaces them.
       ddof: 1 keeps the unbiased running variance, as PyTorch does.
-      decay: the functional API's word for `momentum`, in place of which it is used;
+      decay: the functional API's word for `momentum`, which it replaces if given;
         None is the equal-weight average of all batches, and has a `weight` as well.
 
     Example:

@@ -15,10 +15,9 @@ from jaxnorm.nnx.base import AffineNorm, Norm
 
 @nnx.dataclass(eq=False, kw_only=True)
 class LayerNorm(AffineNorm):
-    r"""Normalize over the features of every example.
+    """Normalize over the features of every example.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Args:
       num_features: size of the feature axes.
@@ -47,10 +46,9 @@ class LayerNorm(AffineNorm):
 
 @nnx.dataclass(eq=False, kw_only=True)
 class RMSNorm(Norm):
-    r"""Divide every example by its root mean square.
+    """Divide every example by its root mean square.
 
-    .. math::
-      y = \gamma \frac{x}{\sqrt{\frac1n \sum_i |x_i|^2 + \epsilon}}
+        y = scale * x / sqrt(mean(|x|^2) + epsilon)
 
     Args:
       num_features: size of the feature axes.
@@ -80,10 +78,9 @@ class RMSNorm(Norm):
 
 @nnx.dataclass(eq=False)
 class GroupNorm(AffineNorm):
-    r"""Normalize groups of neighbouring channels of every example.
+    """Normalize groups of neighbouring channels of every example.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Args:
       num_features: number of channels.
@@ -128,10 +125,9 @@ class GroupNorm(AffineNorm):
 
 @nnx.dataclass(eq=False, kw_only=True)
 class InstanceNorm(AffineNorm):
-    r"""Normalize every channel of every example over space.
+    """Normalize every channel of every example over space.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
     Args:
       num_features: number of channels.

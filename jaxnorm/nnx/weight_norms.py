@@ -41,15 +41,14 @@ def _changed(
 
 @nnx.dataclass(eq=False)
 class SpectralNorm(nnx.Module):
-    r"""Divide the kernels of a layer by their largest singular values.
+    """Divide the kernels of a layer by their largest singular values.
 
-    .. math::
-      w = v / \sigma(v)
+        w = kernel / sigma
 
     The layer keeps its kernels, except while it is called (so not from two threads at
-    once). For every kernel of two axes or more, `batch_stats`
-    holds the `nnx.BatchStat` variables `u`, an estimate of a singular vector, and
-    `sigma`.
+    once). For every kernel of two axes or more, `batch_stats` holds the `nnx.BatchStat`
+    variables `sigma`, an estimate of the largest singular value, and `u`, one of its
+    singular vector.
 
     Args:
       layer_instance: the layer.
@@ -142,10 +141,9 @@ class SpectralNorm(nnx.Module):
 
 @nnx.dataclass(eq=False)
 class WeightNorm(nnx.Module):
-    r"""Give the kernels of a layer lengths that are learned apart from directions.
+    """Give the kernels of a layer lengths that are learned apart from directions.
 
-    .. math::
-      w = g \frac{v}{\sqrt{\lVert v \rVert_2^2 + \epsilon}}
+        w = scale * kernel / sqrt(sum(|kernel|^2) + epsilon)
 
     The layer keeps its kernels; `scales` holds the lengths, one `nnx.Param` a kernel.
     Flax's are plain arrays, which an optimizer of `nnx.Param` never changes;

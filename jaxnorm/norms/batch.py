@@ -34,15 +34,13 @@ def batch_norm(
     add: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, NormStats]:
-    r"""Normalize every feature by its statistics over the batch.
+    """Normalize every feature by its statistics over the batch.
 
-    .. math::
-      y = f(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta + z)
+        y = activation(scale * (x - mean) / sqrt(var + eps) + bias + add)
 
-    with f and z the identity and 0 where `activation` and `add` are None. In training,
-    mean and (biased) variance are those of the batch, over all axes but `feature_axis`
-    and over all devices along `axis_name`; the running statistics move towards them. In
-    evaluation they are the running statistics.
+    In training, mean and (biased) variance are those of the batch, over all axes but
+    `feature_axis` and over all devices along `axis_name`; the running statistics move
+    towards them. In evaluation they are the running statistics.
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -57,15 +55,15 @@ def batch_norm(
         decay.
       eps: added to the variance; positive.
       feature_axis: axis, or axes, that keep statistics of their own.
-      weights: bool mask or non-negative weights that broadcast to `x`; of its rank, if
-        they could be taken for weights of other axes. Elements of weight 0 have no
-        influence on anything else; they are normalized like the others (one that is not
-        finite gives the bias). A feature that may be fully masked needs a weight of its
-        own in `stats` (see `update_stats`).
+      weights: bool mask or non-negative weights that broadcast to `x`. Give them the
+        rank of `x` if a shorter shape would fit its first axes as well as its last.
+        Elements of weight 0 have no influence on anything else; they are normalized
+        like the others (one that is not finite gives the bias). A feature that may be
+        fully masked needs a weight of its own in `stats` (see `update_stats`).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
-        collective (two of more than 32 devices). An axis along which `x` is the same
-        multiplies the counts, which matters to `ddof=1`. It has to be bound in
+        collective (two of more than 32 devices). If `x` is replicated along an axis,
+        every copy is counted, which matters to `ddof=1`. The name has to be bound in
         evaluation too, where nothing is pooled. Not needed under plain jit on sharded
         arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
@@ -73,10 +71,10 @@ def batch_norm(
         Weights count as frequencies: a batch of total weight 1 or less has no unbiased
         variance, and leaves `stats` as they are.
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
-        output. The backward pass keeps nothing for it, but recomputes the output from
-        `x`.
-      add: z, an array of the shape of `x` that is added before the activation; the
-        other branch of a residual block.
+        output; None is the identity. The backward pass keeps nothing for it, but
+        recomputes the output from `x`.
+      add: array of the shape of `x` that is added before the activation; the other
+        branch of a residual block. None is 0.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:

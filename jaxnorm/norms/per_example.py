@@ -28,10 +28,9 @@ def layer_norm(
     axis_name: AxisName | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Normalize over the features of every example.
+    """Normalize over the features of every example.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + eps) + bias
 
     with mean and (biased) variance over `axis`.
 
@@ -90,10 +89,9 @@ def rms_norm(
     axis_name: AxisName | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Divide every example by its root mean square.
+    """Divide every example by its root mean square.
 
-    .. math::
-      y = \gamma \frac{x}{\sqrt{\frac1n \sum_i |x_i|^2 + \epsilon}}
+        y = scale * x / sqrt(mean(|x|^2) + eps)
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
@@ -150,22 +148,20 @@ def group_norm(
     add: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Normalize groups of channels of every example.
+    """Normalize groups of channels of every example.
 
-    .. math::
-      y = f(\gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta + z)
+        y = activation(scale * (x - mean) / sqrt(var + eps) + bias + add)
 
-    with f and z the identity and 0 where `activation` and `add` are None, and mean and
-    (biased) variance over all spatial axes and the C / G neighbouring channels of a
-    group. Axis 0 is the batch, unless it is the feature axis; pass a single example,
-    also under `vmap`, as `x[None]`.
+    with mean and (biased) variance over all spatial axes and the neighbouring channels
+    of a group. Axis 0 is the batch, unless it is the feature axis; pass a single
+    example, also under `vmap`, as `x[None]`.
 
     Args:
       x: array of a floating-point or complex dtype, any rank.
       scale: gamma; a scalar, the number of channels, or any shape of the rank of `x`
         that broadcasts to it. None is 1.
       bias: beta, in the same shapes. None is 0.
-      num_groups: G, a divisor of the number of channels C.
+      num_groups: number of groups, a divisor of the number of channels.
       feature_axis: the axis of channels.
       eps: added to the variance; positive.
       weights: bool mask or non-negative weights that broadcast to `x`; as in
@@ -173,10 +169,10 @@ def group_norm(
       axis_name: device axis, or axes, over which an example is spread (space, not
         channels).
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
-        output. The backward pass keeps nothing for it, but recomputes the output from
-        `x`.
-      add: z, an array of the shape of `x` that is added before the activation; the
-        other branch of a residual block.
+        output; None is the identity. The backward pass keeps nothing for it, but
+        recomputes the output from `x`.
+      add: array of the shape of `x` that is added before the activation; the other
+        branch of a residual block. None is 0.
       dtype: dtype of the output; None is that of `x`. Computed in at least float32.
 
     Returns:
@@ -189,8 +185,7 @@ def group_norm(
         complex `x`, or `eps` is not a number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
         `axis_name` is not bound, `weights` are negative or not finite, or fit the first
-        axes as well as the last, `eps` is not positive, or
-        `activation` is unknown.
+        axes as well as the last, `eps` is not positive, or `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -233,10 +228,9 @@ def instance_norm(
     axis_name: AxisName | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
-    r"""Normalize every channel of every example over space.
+    """Normalize every channel of every example over space.
 
-    .. math::
-      y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+        y = scale * (x - mean) / sqrt(var + eps) + bias
 
     with mean and (biased) variance over all axes but the batch and the features. Axis 0
     is the batch, unless it is a feature axis; pass a single example, also under `vmap`,
