@@ -4,8 +4,8 @@ The norms come from jaxnorm.linen, and that import is all that differs from plai
 `batch_stats` travels in the TrainState, next to the parameters. The last batch of an
 epoch is filled up with rows of weight 0, which the mask keeps out of the statistics.
 
-    python -m examples.digits_linen --out runs/digits-linen
-    python -m examples.digits_linen --out runs/digits-linen --epochs 20 --resume
+    python -m examples.digits_linen
+    python -m examples.digits_linen --resume     # after an interruption
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from examples.common.digits import Learner, Metrics
 class Config(digits.Config):
     """Train a Flax linen network on images of digits; save and resume it."""
 
-    out: Path = Path("runs/digits-linen")
+    out: Path = Path("runs/digits_linen")
     """Where checkpoints, the figure and results.json go."""
 
 
@@ -95,7 +95,7 @@ def make(config: Config, train_data: Dataset) -> Learner:
         apply_fn=network.apply,
         params=variables["params"],
         batch_stats=variables["batch_stats"],
-        tx=digits.make_optimizer(config, len(train_data.labels)),
+        tx=digits.make_optimizer(config, train_data),
     )
     return Learner(
         state,

@@ -4,8 +4,8 @@ The norms come from jaxnorm.nnx, and that import is all that differs from plain 
 running statistics are `nnx.BatchStat` variables of the model. The last batch of an
 epoch is filled up with rows of weight 0, which the mask keeps out of the statistics.
 
-    python -m examples.digits_nnx --out runs/digits-nnx
-    python -m examples.digits_nnx --out runs/digits-nnx --epochs 20 --resume
+    python -m examples.digits_nnx
+    python -m examples.digits_nnx --resume     # after an interruption
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from examples.common.digits import Learner, Metrics, Tree
 class Config(digits.Config):
     """Train a Flax nnx network on images of digits; save and resume it."""
 
-    out: Path = Path("runs/digits-nnx")
+    out: Path = Path("runs/digits_nnx")
     """Where checkpoints, the figure and results.json go."""
 
 
@@ -103,7 +103,7 @@ def eval_step(state: State, batch: Batch) -> Metrics:
 def make(config: Config, train_data: Dataset) -> Learner:
     """Return a fresh network, and how it is trained and saved."""
     network = Network(config.width, nnx.Rngs(config.seed))
-    transformation = digits.make_optimizer(config, len(train_data.labels))
+    transformation = digits.make_optimizer(config, train_data)
     optimizer = nnx.Optimizer(network, transformation, wrt=nnx.Param)
 
     def to_tree(state: State) -> Tree:

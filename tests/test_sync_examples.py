@@ -50,6 +50,7 @@ def check_report(printed, out):
         rf"Largest difference from one device: {words}\d\.\de-\d\d", printed
     )
     assert f"images/s on {results['devices']}" in printed
+    assert "no speed-up can show here" in printed
     assert_is_picture(out / "losses.png")
     return results
 

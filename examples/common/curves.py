@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from examples.common.style import NORM_COLORS, NORM_LABELS
 
@@ -24,6 +24,10 @@ def plot_curves(histories: Mapping[str, History]) -> Figure:
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     _plot_quantity(loss_axes, histories, "loss")
     loss_axes.set(yscale="log", ylabel="cross entropy", title="Loss")
+    lowest, highest = loss_axes.get_ylim()
+    if highest < 10 * lowest:  # powers of ten would all be between two of them
+        loss_axes.yaxis.set_major_formatter(ScalarFormatter())
+        loss_axes.yaxis.set_minor_formatter(ScalarFormatter())
     _plot_quantity(accuracy_axes, histories, "accuracy")
     accuracy_axes.set(ylabel="images classified correctly", title="Accuracy")
     accuracy_axes.set_ylim(*_accuracy_limits(histories))
@@ -75,7 +79,11 @@ def _legend_handles(histories: Mapping[str, History]) -> list[Line2D]:
             [], [], color="#222222", linestyle="-", label="test images, after an epoch"
         ),
         Line2D(
-            [], [], color="#222222", linestyle="--", label="training images, during it"
+            [],
+            [],
+            color="#222222",
+            linestyle="--",
+            label="training images, mean over the epoch",
         ),
     ]
     return colors + lines

@@ -53,7 +53,9 @@ class Config:
     clip: float = 1.0
     """The largest norm of a gradient; longer ones are cut to it."""
     epochs: int = 10
-    """How often every training image is seen; of a resumed run, those before too."""
+    """How often every training image is seen; of a resumed run, those before too. The
+    learning rate falls to 0 over all of them: a run that is resumed with more takes up
+    the higher rate of the longer schedule."""
     batch_size: int = 64
     """Images in a step."""
     width: int = 16
@@ -106,9 +108,9 @@ class Learner(NamedTuple):
     from_tree: Callable[[Any, Tree], Any]
 
 
-def make_optimizer(config: Config, images: int) -> optax.GradientTransformation:
+def make_optimizer(config: Config, train_data: Dataset) -> optax.GradientTransformation:
     """Clip gradients, then AdamW with a warmup and a cosine."""
-    steps = config.epochs * -(-images // config.batch_size)
+    steps = config.epochs * data.num_batches(train_data, config.batch_size)
     schedule = make_schedule("warmup-cosine", config.learning_rate, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip),

@@ -69,7 +69,9 @@ def join(heartbeat_timeout: int) -> None:
     )
 
 
-def launch(command: Sequence[str], *, processes: int, devices: int, grace: float):
+def launch(
+    command: Sequence[str], *, processes: int, devices: int, grace: float
+) -> None:
     """Run `command` in several processes until all are done.
 
     Args:

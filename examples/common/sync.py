@@ -9,7 +9,7 @@ of real rows.
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -52,12 +52,15 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
-        options = asdict(self)
-        require_positive(**{name: options[name] for name in options if name in SIZES})
+        require_positive(
+            devices=self.devices,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            width=self.width,
+            depth=self.depth,
+            learning_rate=self.learning_rate,
+        )
         require_not_negative(seed=self.seed)
-
-
-SIZES = {"devices", "steps", "batch_size", "width", "depth", "learning_rate"}
 
 
 class Task(NamedTuple):
