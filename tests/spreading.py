@@ -111,16 +111,21 @@ def spread(mode: Mode, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> An
         mapped = jax.pmap(f, AXIS, in_axes=in_axes, out_axes=stacked)
 
     def on_whole_arrays(*args: Any) -> Any:
-        results = mapped(*over_leaves(_split, in_axes, args))
+        results = mapped(*split(args, in_axes))
         return over_leaves(_join if mode is VMAP else _join_copies, out_axes, results)
 
     return on_whole_arrays
 
 
-def _split(axis: int | None, leaf: Any) -> Any:
-    if axis is None:
-        return leaf
-    return leaf.reshape(*leaf.shape[:axis], DEVICES, -1, *leaf.shape[axis + 1 :])
+def split(args: Any, in_axes: Any) -> Any:
+    """Split every axis that is spread into one of devices and the rest."""
+
+    def split_leaf(axis: int | None, leaf: Any) -> Any:
+        if axis is None:
+            return leaf
+        return leaf.reshape(*leaf.shape[:axis], DEVICES, -1, *leaf.shape[axis + 1 :])
+
+    return over_leaves(split_leaf, in_axes, args)
 
 
 def _join(axis: int | None, leaf: Any) -> Any:

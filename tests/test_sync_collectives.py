@@ -13,9 +13,9 @@ from tests.collectives import list_collectives
 from tests.spreading import (
     AXIS,
     CHECKED,
-    DEVICES,
     PMAP,
     UNCHECKED,
+    split,
     spread,
 )
 from tests.sync_norms import NORMS
@@ -61,13 +61,8 @@ def two_layers_backward(norm, sum_over, x, weights, scale, bias):
 def compiled_collectives(mode, f, args, in_axes, out_axes):
     """List the collectives of `f`, spread over the devices."""
     if mode is PMAP:  # compiled by itself: no jit around it
-        split = [
-            array.reshape(*array.shape[:axis], DEVICES, -1, *array.shape[axis + 1 :])
-            if axis is not None and array is not None
-            else array
-            for array, axis in zip(args, in_axes, strict=True)
-        ]
-        return list_collectives(jax.pmap(f, AXIS, in_axes=in_axes), *split)
+        mapped = jax.pmap(f, AXIS, in_axes=in_axes)
+        return list_collectives(mapped, *split(args, in_axes))
     return list_collectives(jax.jit(spread(mode, f, in_axes, out_axes)), *args)
 
 
