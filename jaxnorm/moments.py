@@ -111,6 +111,12 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     Associative and commutative to rounding. An empty set (count 0) is the identity,
     whatever its mean and m2 hold.
 
+    The mean of each set is a single number. In float32, near 1e6 standard deviations,
+    it is rounded to steps of 0.06 of them, and the variance of the union was measured
+    to be off by up to 3%. (Moments that `compute_moments` or a norm pools over
+    `axis_name` keep all digits until they are merged.) For data so far from zero,
+    compute moments in float64, or center the data first.
+
     Args:
       a: Moments of one set.
       b: Moments of another set, of shapes that broadcast with those of `a`.
@@ -153,6 +159,9 @@ def pool_moments(
     axis_index_groups: AxisGroups | None = None,
 ) -> Moments:
     """Merge the moments that devices hold, with one collective (two of more than 32).
+
+    As in `merge_moments`, their means have been rounded. `compute_moments(...,
+    axis_name=...)` pools with all digits.
 
     Args:
       moments: the moments of this device's set.

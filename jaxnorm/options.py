@@ -90,11 +90,16 @@ def check_prior_weight(
     prior_weight: ArrayLike, shape: tuple[int, ...], *, caller: str
 ) -> ArrayLike:
     """Return `prior_weight` if it is not negative, as far as it is known."""
-    real = _is_real(prior_weight)
-    if not real or jnp.shape(prior_weight) not in ((), shape):
-        raise (ValueError if real else TypeError)(
+    if not _is_real(prior_weight):
+        raise TypeError(
             f"{caller}: prior_weight must be one real number, or one per feature. "
             f"{_received('prior_weight', prior_weight)}; 0 ignores the initial values."
+        )
+    if jnp.shape(prior_weight) not in ((), shape):
+        raise ValueError(
+            f"{caller}: prior_weight must be one real number, or one per feature. "
+            f"{_received('prior_weight', prior_weight)}; pass a number, or an array "
+            f"with shape {shape}."
         )
     value = known(prior_weight)
     if value is not None and not np.all((0 <= value) & (value < np.inf)):

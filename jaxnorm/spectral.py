@@ -39,7 +39,7 @@ def init_spectral_stats(
     """Return a random direction and a singular value of 1.
 
     Args:
-      key: random key.
+      key: one random key.
       num_features: size of the feature axis of the kernel.
       dtype: dtype of both; a floating-point one.
 
@@ -47,8 +47,9 @@ def init_spectral_stats(
       SpectralStats with `u` of shape (num_features,).
 
     Raises:
-      TypeError: if `num_features` is not an integer, or `dtype` not floating-point.
-      ValueError: if `num_features` is below 1.
+      TypeError: if `num_features` is not an integer, `dtype` is not floating-point, or
+        `key` is not a random key.
+      ValueError: if `num_features` is below 1, or `key` holds several keys.
 
     Example:
       >>> import jax
@@ -75,7 +76,13 @@ def init_spectral_stats(
             "one is float32."
         )
     wide = dtypes.statistics_dtype(dtype)
-    u = jax.random.normal(key, (num_features,), wide)
+    try:
+        u = jax.random.normal(key, (num_features,), wide)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{caller}: key must be one random key. Received {key!r}; jax.random.key(0)"
+            " makes one, and jax.vmap takes several."
+        ) from None
     u = u * lax.rsqrt(jnp.sum(square(u)))
     return SpectralStats(u.astype(dtype), jnp.ones((), dtype))
 

@@ -62,9 +62,10 @@ def init_stats(
       `prior_weight`'s.
 
     Raises:
-      TypeError: if `num_features` holds no integers, or `dtype` fewer digits than
-        float32.
-      ValueError: if a size or `prior_weight` is negative.
+      TypeError: if `num_features` holds no integers, `prior_weight` no real numbers, or
+        `dtype` fewer digits than float32.
+      ValueError: if a size or `prior_weight` is negative, or the shape of
+        `prior_weight` is neither () nor `num_features`.
 
     Example:
       >>> import jaxnorm as jn

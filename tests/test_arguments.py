@@ -634,7 +634,8 @@ ERRORS = {
         lambda: jn.init_stats(6, prior_weight=jnp.zeros(4)),
         ValueError,
         "init_stats: prior_weight must be one real number, or one per feature. "
-        "Received prior_weight with shape (4,); 0 ignores the initial values.",
+        "Received prior_weight with shape (4,); pass a number, or an array with shape "
+        "(6,).",
     ),
     "a negative prior weight among others": (
         lambda: jn.init_stats(2, prior_weight=np.array([1.0, -1.0])),
