@@ -204,6 +204,8 @@ def check_add(add: ArrayLike | None, x: jax.Array, *, caller: str) -> jax.Array 
 
 def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     """Return `value` as an array."""
+    if isinstance(value, jax.Array):  # most are, and asarray takes its time
+        return value
     try:
         return jnp.asarray(value)
     except OverflowError:

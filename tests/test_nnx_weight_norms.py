@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from numpy.testing import assert_allclose
@@ -53,6 +54,23 @@ def test_weight_norm_is_flaxs(kwargs):
     )
     assert_trees_close(pure(mine), pure(theirs))
     assert_allclose(mine(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layers_that_are_built_next_begin_as_with_flaxs():
+    def next_kernel(package):
+        stream = rngs()
+        package.WeightNorm(nnx.Linear(6, 4, rngs=stream), rngs=stream)
+        return nnx.Linear(4, 2, rngs=stream).kernel[...]
+
+    np.testing.assert_array_equal(next_kernel(ours), next_kernel(nnx))
+
+
+def test_random_lengths_differ_from_kernel_to_kernel():
+    model = nnx.List([nnx.Linear(6, 4, rngs=rngs()) for _ in range(2)])
+    init = nnx.initializers.normal()
+    norm = ours.WeightNorm(model, scale_init=init, rngs=rngs())
+    first, second = norm.scales.values()
+    assert not np.any(first[...] == second[...])
 
 
 def test_spectral_norm_obeys_train_and_eval():

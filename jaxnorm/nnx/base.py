@@ -136,6 +136,8 @@ class Norm(nnx.Module):
         """
         if self.dtype is not None:
             return self.dtype
+        if self.promote_dtype is dtypes.promote_dtype:  # its rule, without tracing it
+            return dtypes.canonicalize_dtype(x, *statistics, *parameters)
 
         def promote(*arrays: jax.Array | None) -> Any:
             return self.promote_dtype(arrays, dtype=None)

@@ -186,14 +186,14 @@ class WeightNorm(nnx.Module):
         self.scales: dict[Path, nnx.Param[jax.Array]] | None = None
         if not self.use_scale:
             return
-        scales = {}
+        key, scales = _key_beside(rngs.params), {}
         for path, kernel in nnx.to_flat_state(
             nnx.state(self.layer_instance, nnx.Param)
         ):
             if self.variable_filter(path, kernel):
+                key, own = jax.random.split(key)
                 shape = weight_norms.scale_shape(self, type(self).__name__, kernel)
-                value = self.scale_init(rngs.params(), shape, self.param_dtype)
-                scales[path] = nnx.Param(value)
+                scales[path] = nnx.Param(self.scale_init(own, shape, self.param_dtype))
         self.scales = nnx.data(scales)
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -220,6 +220,16 @@ class WeightNorm(nnx.Module):
 
         with _changed(self.layer_instance, change):
             return self.layer_instance(x, *args, **kwargs)
+
+
+def _key_beside(stream: nnx.RngStream) -> jax.Array:
+    """Return a key that the stream never gives out, and leave the stream as it is.
+
+    Flax draws none for WeightNorm: the layers that are built next would begin with
+    other parameters than with Flax's.
+    """
+    following = jax.random.fold_in(stream.key[...], stream.count[...])
+    return jax.random.fold_in(following, 2**31)
 
 
 def _found(module: nnx.Module, variables: Mapping[Path, Any], path: Path) -> Any:
