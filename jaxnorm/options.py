@@ -181,6 +181,11 @@ def static_or(mend: str, *values: Any) -> str:
     return "make it a static argument of jit" if traced else mend
 
 
+def is_integer(value: Any) -> bool:
+    """Whether `value` is an integer; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def whole_number(value: Any) -> int:
     """Return the value if it is an integer of 1 or more, and 0 if not."""
     try:

@@ -58,7 +58,7 @@ def init_spectral_stats(
       (3,)
     """
     caller = "init_spectral_stats"
-    if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer):
+    if not options.is_integer(num_features):
         raise TypeError(
             f"{caller}: num_features must be an integer. Received "
             f"{type(num_features).__name__}; pass the size of the feature axis, "

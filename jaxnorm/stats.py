@@ -82,7 +82,7 @@ def init_stats(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
         )
-    if not all(_is_size(n) for n in shape):
+    if not all(options.is_integer(n) or is_symbolic_dim(n) for n in shape):
         raise TypeError(
             "init_stats: num_features must be an integer, or a sequence of them. "
             f"Received {type(num_features).__name__}; pass the size of the feature "
@@ -99,12 +99,6 @@ def init_stats(
     return NormStats(
         jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)
     )
-
-
-def _is_size(value: Any) -> bool:
-    """Whether `value` is an integer, or a symbolic size as in jax.export."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole or is_symbolic_dim(value)
 
 
 def check_stats(stats: Any, *, caller: str) -> NormStats:

@@ -76,7 +76,9 @@ def report_results(
         f"{reference.images_per_second:,.0f} on one",
     ]
     if jax.default_backend() == "cpu":
-        notes.append("(Simulated devices share the cores: no speed-up can show here.)")
+        notes.append(
+            "(Where devices are simulated they share cores: no speed-up can show here.)"
+        )
     console.print(
         *notes,
         sep="\n",

@@ -19,10 +19,8 @@ def errors_named(label: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if type(error) not in (TypeError, ValueError):
-            raise  # JAX's own, whose constructors take more than a text
-        name, colon, text = str(error).partition(": ")
-        if not colon or name not in ("batch_norm", "spectral_norm", "weight_norm"):
+        name, _, text = str(error).partition(": ")
+        if name not in ("batch_norm", "spectral_norm", "weight_norm"):
             raise  # JAX's or Python's
         raise type(error)(f"{label}: {text}") from None
 
