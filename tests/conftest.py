@@ -1,5 +1,6 @@
 """What every test needs before JAX starts: eight simulated devices, a compile cache."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "jax")
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+gc.set_threshold(100_000, 50, 50)  # tracing makes many objects: a tenth of the time
 
 
 @pytest.fixture
