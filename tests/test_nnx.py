@@ -86,6 +86,33 @@ def test_dtypes_are_flaxs(case, input_dtype, dtypes):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("case", BOTH_RUN, ids=str)
+def test_promote_dtype_is_called_as_flax_does(case):
+    """With as many arrays, and None for what the module does not have."""
+
+    def kinds_of_arguments(package):
+        seen = []
+
+        def promote_dtype(args, dtype=None):
+            seen.append([None if v is None else v.dtype for v in args])
+            return args
+
+        case.build("nnx", package, promote_dtype=promote_dtype)(sample())
+        return seen
+
+    assert kinds_of_arguments(ours) == kinds_of_arguments(nnx)
+
+
+def test_the_dtype_of_a_module_announces_that_of_its_statistics():
+    for dtype in (jnp.bfloat16, jnp.float32, jnp.complex64):
+        norm = ours.BatchNorm(3, dtype=dtype, rngs=rngs())
+        wide = jnp.promote_types(dtype, jnp.float32)
+        assert (norm.mean[...].dtype, norm.var[...].dtype) == (wide, jnp.float32)
+    with jax.enable_x64(True):
+        norm = ours.BatchNorm(3, dtype=jnp.float64, rngs=rngs())
+        assert norm.mean[...].dtype == norm.var[...].dtype == jnp.float64
+
+
 def test_several_feature_axes():
     x = sample()
     flat = ours.LayerNorm(15, reduction_axes=3, feature_axes=(1, 2), rngs=rngs())
