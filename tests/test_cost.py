@@ -73,9 +73,14 @@ def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
 
 
 @pytest.mark.usefixtures("one_device")
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 1.05), ("bfloat16", 0.95)])
-def test_a_fused_branch_moves_about_as_few_bytes_as_a_separate_one(dtype, most):
-    """What it does not keep for the backward pass it computes anew."""
+@pytest.mark.parametrize(
+    ("dtype", "most", "ratio"), [("float32", 59, 1.05), ("bfloat16", 35, 1.07)]
+)
+def test_a_fused_branch_moves_about_as_few_bytes_as_a_separate_one(dtype, most, ratio):
+    """What it does not keep for the backward pass it computes anew.
+
+    In bfloat16 a separate one moves 37 bytes per element with jax 0.10, 31 with 0.12.
+    """
     x = jnp.ones(SHAPES["batch_norm"], dtype)
     stats, parameter = jn.init_stats(x.shape[-1]), jnp.ones(x.shape[-1])
     norm = partial(jn.batch_norm, stats=stats, training=True)
@@ -94,7 +99,8 @@ def test_a_fused_branch_moves_about_as_few_bytes_as_a_separate_one(dtype, most):
         lowered = jax.jit(forward_backward).lower(x, x, x, parameter, parameter)
         return bytes_accessed(lowered.compile())
 
-    assert moved(fused) <= most * moved(separate)
+    assert moved(fused) <= most * x.size
+    assert moved(fused) <= ratio * moved(separate)
 
 
 @pytest.mark.usefixtures("one_device")

@@ -3,6 +3,8 @@
 Each test shows Flax failing as well, so that it tells when that has changed.
 """
 
+from importlib.metadata import version
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,7 +250,7 @@ def test_nnx_weight_norm_leaves_the_kernel_alone():
 
 
 def test_nnx_weight_norm_learns_its_lengths():
-    """Flax's are plain arrays, which no optimizer of nnx.Param sees."""
+    """Flax's were plain arrays at first, which no optimizer of nnx.Param sees."""
 
     def run(package):
         layer = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
@@ -256,7 +258,8 @@ def test_nnx_weight_norm_learns_its_lengths():
         return len(jax.tree.leaves(nnx.state(norm, nnx.Param)))
 
     assert run(OURS["nnx"]) == 3
-    assert run(FLAX["nnx"]) == 2
+    numbers = tuple(map(int, version("flax").split(".")[:3]))
+    assert run(FLAX["nnx"]) == (2 if numbers < (0, 12, 11) else 3)
 
 
 def test_statistics_do_not_change_their_dtype():

@@ -146,8 +146,9 @@ class WeightNorm(nnx.Module):
         w = scale * kernel / sqrt(sum(|kernel|^2) + epsilon)
 
     The layer keeps its kernels; `scales` holds the lengths, one `nnx.Param` a kernel.
-    Flax's are plain arrays, which an optimizer of `nnx.Param` never changes;
-    checkpoints of `nnx.to_pure_dict(nnx.state(...))` load in both directions.
+    Those of Flax before 0.12.11 are plain arrays, which an optimizer of `nnx.Param`
+    never changes; checkpoints of `nnx.to_pure_dict(nnx.state(...))` load in both
+    directions.
 
     Args:
       layer_instance: the layer.
