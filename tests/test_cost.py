@@ -74,12 +74,13 @@ def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
 
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
-    ("dtype", "most", "ratio"), [("float32", 59, 1.05), ("bfloat16", 35, 1.07)]
+    ("dtype", "most", "ratio"), [("float32", 59, 1.05), ("bfloat16", 34.8, 1.07)]
 )
 def test_a_fused_branch_moves_about_as_few_bytes_as_a_separate_one(dtype, most, ratio):
     """What it does not keep for the backward pass it computes anew.
 
-    In bfloat16 a separate one moves 37 bytes per element with jax 0.10, 31 with 0.12.
+    In bfloat16 a separate one moves 36.7 bytes per element with jax 0.10.2, of which
+    34.8 is 0.95, and 30.8 with 0.12.0.1.
     """
     x = jnp.ones(SHAPES["batch_norm"], dtype)
     stats, parameter = jn.init_stats(x.shape[-1]), jnp.ones(x.shape[-1])
