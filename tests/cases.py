@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxnorm as jn
 from tests import reference
@@ -146,7 +147,5 @@ FAMILIES = [
     if case.name in ("batch-1d", "layer-3d", "rms", "group", "instance")
 ]
 
-
-def name_of(case: Case) -> str:
-    """Return the test id of a case."""
-    return case.name
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_family = pytest.mark.parametrize("case", FAMILIES, ids=lambda case: case.name)

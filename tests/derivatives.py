@@ -1,10 +1,12 @@
-"""Derivatives against finite differences, as compiled programs."""
+"""Derivatives against finite differences, as compiled programs; and in float64."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.test_util import check_jvp, check_vjp
 
 # Each program runs a few times on a few numbers, so code is generated fast, not well.
@@ -36,3 +38,20 @@ def check_grads(
     if order > 1:
         check_grads(partial(jax.jvp, f), (args, args), order - 1, **tolerances)
         check_grads(pull_own_output, args, order - 1, **tolerances)
+
+
+def in_float64(f: Callable[..., Any], *arrays: Any) -> Any:
+    """Run `f` under x64 on the same values."""
+    with jax.enable_x64(True):
+        cast = [None if a is None else jnp.asarray(a, jnp.float64) for a in arrays]
+        return jax.tree.map(np.asarray, f(*cast))
+
+
+def gradients(f: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:
+    """Return the function that pulls `cotangent` back to x, scale and bias."""
+
+    def pull(x: Any, scale: Any, bias: Any, weights: Any = None) -> Any:
+        y, vjp = jax.vjp(lambda *args: f(*args, weights), x, scale, bias)
+        return vjp(jnp.asarray(cotangent, y.dtype))
+
+    return pull

@@ -15,6 +15,8 @@ import jaxnorm.nnx
 
 FLAX = {"linen": flax.linen, "nnx": flax.nnx}
 OURS = {"linen": jaxnorm.linen, "nnx": jaxnorm.nnx}
+KEY = jax.random.key(0)
+TRAINING = {"use_running_average": False}
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,19 @@ def assert_trees_close(a: Any, b: Any, **tolerance: Any) -> None:
         np.testing.assert_allclose(
             np.asarray(left, np.float32), np.asarray(right, np.float32), **tolerance
         )
+
+
+def build_linen(case: Case, package: Any, **more: Any) -> Any:
+    """Build the module of a case; a BatchNorm is in training."""
+    if case.name == "BatchNorm":
+        more = TRAINING | more
+    return case.build("linen", package, **more)
+
+
+@partial(jax.jit, static_argnums=0)
+def init(module: Any, x: Any) -> Any:
+    """Return the variables of a linen module."""
+    return module.init(KEY, x)
 
 
 def train(module: Any, variables: Any, x: Any, steps: int = 1, **kwargs: Any) -> Any:

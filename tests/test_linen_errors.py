@@ -7,10 +7,8 @@ from flax import linen
 
 import jaxnorm.linen as ours
 from jaxnorm.flax_shared import inputs
-from tests.flax_modules import sample
+from tests.flax_modules import KEY, TRAINING, sample
 
-KEY = jax.random.key(0)
-TRAINING = {"use_running_average": False}
 EVALUATING = {"use_running_average": True}
 MUTABLE = {"mutable": ["batch_stats"]}
 

@@ -6,9 +6,7 @@ from flax import linen
 from numpy.testing import assert_allclose
 
 import jaxnorm.linen as ours
-from tests.flax_modules import assert_trees_close, sample, train
-
-KEY = jax.random.key(0)
+from tests.flax_modules import KEY, assert_trees_close, sample, train
 
 
 def test_spectral_and_weight_norm_are_flaxs():
