@@ -64,9 +64,9 @@ class Program:
         return self.name_results(self.run())
 
 
-def make_inputs(case: Case, mode: Mode, seed: int = 0) -> Inputs:
+def make_inputs(case: Case, mode: Mode) -> Inputs:
     """Return fresh random arrays: those of input shape in the case's dtype."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     dtype = jnp.dtype(case.dtype)
     inputs: Inputs = {}
     for name in ARGUMENTS[mode]:

@@ -1,36 +1,18 @@
 """After the mean is subtracted: scale, bias, residual branch, activation."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnorm import sums
+from jaxnorm.operands import Output
 from jaxnorm.options import ACTIVATIONS
 from jaxnorm.shifted import ShiftedMoments
 
 # With so many float32 channels or fewer, LLVM compiles x * a + b to loads and stores by
 # turns, which is slow. A second product avoids that.
 FEW_CHANNELS = 64
-
-
-class Operands(NamedTuple):
-    """The arrays that an output depends on, all of the rank of `x`."""
-
-    x: jax.Array
-    weights: jax.Array | None
-    scale: jax.Array | None
-    bias: jax.Array | None
-    eps: Any  # a number or an array; in a tangent also None
-    add: jax.Array | None = None
-
-
-class Output(NamedTuple):
-    """What becomes of the normalized values. Hashable."""
-
-    dtype: np.dtype
-    activation: str | None = None
 
 
 def affine(
@@ -41,7 +23,7 @@ def affine(
     *,
     half: bool,
 ) -> jax.Array:
-    """Return centered * inverse * scale + bias; `half` says if the input is of 16 bits.
+    """Return centered * inverse * scale + bias; `half` is that of the input's dtype.
 
     The mean is subtracted first: x * a + (bias - mean * a) would cancel where the mean
     is large. The order of factors is the one that is fastest on a CPU.

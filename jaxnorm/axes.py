@@ -15,7 +15,7 @@ from jax import lax
 
 from jaxnorm import options
 
-Axes = int | Sequence[int]
+Axes = int | Sequence[int] | np.ndarray
 AxisName = Hashable  # or a tuple of them
 AxisGroups = Sequence[Sequence[int]]
 Groups = tuple[tuple[int, ...], ...]  # the same, checked and hashable

@@ -19,14 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, options, sharding
-from jaxnorm.affine import (
-    Operands,
-    Output,
-    affine,
-    constant_within_sets,
-    finish,
-    gain_and_offset,
-)
+from jaxnorm.affine import affine, constant_within_sets, finish, gain_and_offset
 from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import Axes
 from jaxnorm.measuring import (
@@ -35,6 +28,8 @@ from jaxnorm.measuring import (
     moment_tangents,
     moments_per_channel,
 )
+from jaxnorm.operands import Operands, Output
+from jaxnorm.options import Activation
 from jaxnorm.reduction import Reduction, per_channel
 from jaxnorm.shifted import ShiftedMoments
 from jaxnorm.tangent import output_tangent
@@ -156,7 +151,7 @@ def _by_statistics_jvp(
 
 
 def _by_statistics_tangent(
-    activation: str | None,
+    activation: Activation | None,
     operands: Operands,
     mean: jax.Array,
     var: jax.Array,
@@ -218,7 +213,7 @@ def _by_moments_jvp(
 
 def _by_moments_tangent(
     over: Reduction,
-    activation: str | None,
+    activation: Activation | None,
     operands: Operands,
     pooled: ShiftedMoments,
     tangents: Operands,

@@ -5,14 +5,22 @@ trusted.
 """
 
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
+Activation = Literal["relu", "silu", "gelu"]
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+}
+# True, False, or a boolean scalar, traced or not.
+Flag = bool | np.bool_ | np.ndarray | jax.Array
 
 
 def as_dtype(dtype: Any, *, caller: str) -> np.dtype:
@@ -22,7 +30,7 @@ def as_dtype(dtype: Any, *, caller: str) -> np.dtype:
     except (TypeError, ValueError):
         raise TypeError(
             f"{caller}: dtype must be a dtype, or the name of one. "
-            f"{_received('dtype', dtype)}; the usual one is float32."
+            f"{received('dtype', dtype)}; the usual one is float32."
         ) from None
 
 
@@ -48,7 +56,7 @@ def check_eps(
     """Return `eps` if it is a positive number, as far as it is known."""
     if not _is_real_scalar(eps):
         raise TypeError(
-            f"{caller}: {name} must be one real number. {_received(name, eps)}; the "
+            f"{caller}: {name} must be one real number. {received(name, eps)}; the "
             f"usual value is {usual}."
         )
     value = known(eps)
@@ -73,7 +81,7 @@ def check_decay(
     if not _is_real_scalar(decay):
         raise TypeError(
             f"{caller}: {name} must be one number in [0, 1], or None for the "
-            f"equal-weight average. {_received(name, decay)}; the usual value is "
+            f"equal-weight average. {received(name, decay)}; the usual value is "
             "0.99."
         )
     value = known(decay)
@@ -93,12 +101,12 @@ def check_prior_weight(
     if not _is_real(prior_weight):
         raise TypeError(
             f"{caller}: prior_weight must be one real number, or one per feature. "
-            f"{_received('prior_weight', prior_weight)}; 0 ignores the initial values."
+            f"{received('prior_weight', prior_weight)}; 0 ignores the initial values."
         )
     if jnp.shape(prior_weight) not in ((), shape):
         raise ValueError(
             f"{caller}: prior_weight must be one real number, or one per feature. "
-            f"{_received('prior_weight', prior_weight)}; pass a number, or an array "
+            f"{received('prior_weight', prior_weight)}; pass a number, or an array "
             f"with shape {shape}."
         )
     value = known(prior_weight)
@@ -133,11 +141,11 @@ def check_flag(value: Any, *, caller: str, name: str, mend: str) -> bool | jax.A
         return jnp.asarray(value) if held is None else bool(held)
     raise TypeError(
         f"{caller}: {name} must be True, False or a boolean scalar array. "
-        f"{_received(name, value)}; {mend}."
+        f"{received(name, value)}; {mend}."
     )
 
 
-def check_training(training: ArrayLike, *, caller: str) -> bool | jax.Array:
+def check_training(training: Flag, *, caller: str) -> bool | jax.Array:
     """Return `training` as a Python bool, or as a traced boolean scalar."""
     mend = (
         "there is no default, so that nothing is evaluated with batch statistics, or "
@@ -147,8 +155,8 @@ def check_training(training: ArrayLike, *, caller: str) -> bool | jax.Array:
 
 
 def check_activation(
-    activation: str | None, x: jax.Array, *, caller: str
-) -> str | None:
+    activation: Activation | None, x: jax.Array, *, caller: str
+) -> Activation | None:
     """Return the name of an activation that is known, and applies to `x`."""
     # As a list: what cannot be hashed is unknown as well.
     if activation is not None and activation not in list(ACTIVATIONS):
@@ -210,7 +218,7 @@ def _is_real(value: Any) -> bool:
     return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
 
 
-def _received(name: str, value: Any) -> str:
+def received(name: str, value: Any) -> str:
     """Say what was received: the shape of an array, or the value."""
     if isinstance(value, jax.Array | np.ndarray) and value.ndim:
         return f"Received {name} with shape {value.shape}"

@@ -170,9 +170,9 @@ def check_replicas(
 
     Raises:
       TypeError: if a leaf holds strings or objects.
-      ValueError: if replicas disagree, an array has no axis of replicas where `stacked`
-        says so, all are spread as pmap returns them or none is on a device where it
-        does not, or one is traced.
+      ValueError: if replicas disagree, or an array is traced; with `stacked`, if an
+        array has no leading axis; without, if no array is on a device, or all are
+        spread as pmap returns them.
 
     Example:
       >>> import jax.numpy as jnp

@@ -58,8 +58,8 @@ def update_stats(
       floating-point, once).
 
     Raises:
-      TypeError: if `stats` is not a NormStats, or of half precision, or `decay` is not
-        a number.
+      TypeError: if `stats` is not a NormStats, or of half precision, `moments` are not
+        Moments, or complex where `stats` are real, or `decay` is not a number.
       ValueError: if `decay` is outside [0, 1], or `ddof` is neither 0 nor 1, or the
         shapes of `moments` and `stats` disagree.
 

@@ -18,7 +18,8 @@ from jax import lax
 class Limits(NamedTuple):
     """Numbers and sizes of slices that XLA:CPU is fast with."""
 
-    # Except along the last axis; in float32 those of all arrays together.
+    # Along other axes than the last: of each array in half precision, of all arrays
+    # together in float32.
     max_slices: int
     # Along the last axis: of one large array, and of each of two. The size of these
     # slices is a multiple of `multiple`, and if possible no more than `max_size`.
@@ -43,7 +44,7 @@ WINDOW, XLA_WINDOW = 16, 32
 # first-level cache.
 PAGE = 4096
 
-Axis = tuple[int, ...]
+AxisTuple = tuple[int, ...]
 # Arrays of one rank, of size 1 along axes where they do not vary, or None.
 Arrays = Sequence[Any]
 
@@ -59,7 +60,7 @@ class Cut(NamedTuple):
     """
 
     shape: tuple[int, ...]
-    group: Axis
+    group: AxisTuple
     fold: int
     num_slices: int
     slice_rows: int
@@ -90,21 +91,21 @@ class Cut(NamedTuple):
         """Whether the rows are single values, not vectors."""
         return self.group[-1] == len(self.shape) - 1
 
-    def others(self, axis: Axis) -> Axis:
+    def others(self, axis: AxisTuple) -> AxisTuple:
         """Return the axes of `axis` that are not in the group."""
         return tuple(a for a in axis if a not in self.group)
 
     def merge(self, operands: Arrays) -> list[Any]:
         """Merge the axes of the group in every operand, and fold the merged one."""
 
-        def merge(v: jax.Array) -> jax.Array:
+        def merge_one(v: jax.Array) -> jax.Array:
             full = any(v.shape[a] > 1 for a in self.group)
             sizes = (self.fold, self.num_rows) if full else (1, 1)
             sizes_kept = sizes if self.fold > 1 else sizes[1:]
             before, after = v.shape[: self.merged_axis], v.shape[self.group[-1] + 1 :]
             return v.reshape(*before, *sizes_kept, *after)
 
-        return [None if v is None else merge(v) for v in operands]
+        return [None if v is None else merge_one(v) for v in operands]
 
     def slices(self, operands: Arrays) -> list[list[Any]]:
         """Return the operands of each slice.
@@ -119,7 +120,7 @@ class Cut(NamedTuple):
         full = merged[0].shape
         sizes = (*full[: self.cut_axis], self.slice_rows, *full[self.cut_axis + 1 :])
 
-        def cut(v: Any) -> list[Any]:
+        def parts_of(v: Any) -> list[Any]:
             if v is None:
                 return [v] * self.num_slices
             if v.shape[self.cut_axis] == 1:
@@ -127,7 +128,7 @@ class Cut(NamedTuple):
             v = jnp.broadcast_to(v, full)
             return [lax.slice_in_dim(v, *span, axis=self.cut_axis) for span in spans]
 
-        return [list(part) for part in zip(*map(cut, merged), strict=True)]
+        return [list(part) for part in zip(*map(parts_of, merged), strict=True)]
 
     def each_row_once(self, parts: Sequence[jax.Array]) -> list[jax.Array]:
         """Return the terms of each slice, with 0 for rows that are in another one."""
@@ -150,7 +151,7 @@ class Cut(NamedTuple):
         return jnp.expand_dims(jnp.sum(left, merged), self.group)
 
 
-def cut(operands: Arrays, axis: Axis) -> Cut | None:
+def cut(operands: Arrays, axis: AxisTuple) -> Cut | None:
     """Return how to cut along `axis`; the first operand has the full shape.
 
     None if that is short, or the arrays may be spread over devices.
@@ -240,9 +241,9 @@ def _window(size: int) -> int:
     return next((w for w in range(most, 1, -1) if size % w == 0), 1)
 
 
-def _groups(shapes: list[tuple[int, ...]], axis: Axis) -> list[Axis]:
+def _groups(shapes: list[tuple[int, ...]], axis: AxisTuple) -> list[AxisTuple]:
     """Group neighbouring axes along which the same arrays vary: they can be merged."""
-    groups: list[Axis] = []
+    groups: list[AxisTuple] = []
     for a in axis:
         alike = all((s[a] > 1) == (s[a - 1] > 1) for s in shapes) if a else False
         if groups and groups[-1][-1] == a - 1 and alike:

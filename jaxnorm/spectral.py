@@ -80,8 +80,8 @@ def init_spectral_stats(
         u = jax.random.normal(key, (num_features,), wide)
     except (TypeError, ValueError) as error:
         raise type(error)(
-            f"{caller}: key must be one random key. Received {key!r}; jax.random.key(0)"
-            " makes one, and jax.vmap takes several."
+            f"{caller}: key must be one random key. {options.received('key', key)}; "
+            "jax.random.key(0) makes one, and jax.vmap takes several."
         ) from None
     u = u * lax.rsqrt(jnp.sum(square(u)))
     return SpectralStats(u.astype(dtype), jnp.ones((), dtype))
@@ -91,7 +91,7 @@ def spectral_norm(
     kernel: ArrayLike,
     stats: SpectralStats,
     *,
-    training: bool | jax.Array,
+    training: options.Flag,
     n_steps: int = 1,
     eps: ArrayLike = 1e-12,
     feature_axis: int = -1,

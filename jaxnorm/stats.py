@@ -171,7 +171,7 @@ def as_arrays(stats: Any, *, caller: str) -> NormStats:
             mend = "it comes before scale and bias; " + mend
         elif type(stats) in (dict, tuple, list):  # as checkpoints may restore it
             stars = "**" if isinstance(stats, dict) else "*"
-            more = ", weight=1.0" if len(stats) == 2 else ""
+            more = ", weight=jnp.ones(())" if len(stats) == 2 else ""
             mend = f"jaxnorm.NormStats({stars}stats{more}) puts its parts together"
         raise TypeError(
             f"{caller}: stats must be a NormStats. Received {type(stats).__name__}; "

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from jaxnorm import dtypes, linear, sharding, slices
-from jaxnorm.slices import Arrays, Axis
+from jaxnorm.slices import Arrays, AxisTuple
 
 # The number of evenly spaced places that a sample is read from.
 PLACES = 4
@@ -34,7 +34,7 @@ Terms = Callable[..., tuple[jax.Array, ...]]
 
 
 def sum_terms(
-    f: Terms, operands: Arrays, axis: Axis, *, pack_last_axis: bool = False
+    f: Terms, operands: Arrays, axis: AxisTuple, *, pack_last_axis: bool = False
 ) -> tuple[jax.Array, ...]:
     """Return the sums of the arrays f(*operands), one or two, over `axis`, kept.
 
@@ -50,11 +50,12 @@ def sum_terms(
 
 
 def sum_linear_terms(
-    f: Terms, t: jax.Array, operands: Arrays, axis: Axis
+    f: Terms, t: jax.Array, operands: Arrays, axis: AxisTuple
 ) -> tuple[jax.Array, ...]:
     """Return the sums of the arrays f(t, *operands), one or two, linear in `t`.
 
-    The transpose is elementwise: `combine`, where f(t) is (u * v * t, v * t).
+    The transpose is elementwise. For f(t) = (u * v * t, v * t) it is what `combine`
+    computes, (u * p + q) * v.
     """
     cut = slices.cut((t, *operands), axis)
     if cut is None:
@@ -103,7 +104,7 @@ def combine(
 
 
 def approximate_mean(
-    x: jax.Array, axis: Axis, *, pack_last_axis: bool = False
+    x: jax.Array, axis: AxisTuple, *, pack_last_axis: bool = False
 ) -> tuple[jax.Array, bool]:
     """Return the mean over `axis`, or that of a sample; and whether it is the mean.
 
@@ -168,7 +169,13 @@ def _identity(
 
 
 def _mean_of_sample(
-    axis: Axis, cut: slices.Cut, pieces: int, size: int, x: jax.Array, *, packed: bool
+    axis: AxisTuple,
+    cut: slices.Cut,
+    pieces: int,
+    size: int,
+    x: jax.Array,
+    *,
+    packed: bool,
 ) -> tuple[jax.Array]:
     """Return the mean of so many slices in each place, in the dtype of statistics."""
     (merged,) = cut.merge((x,))
@@ -217,18 +224,18 @@ def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
     return pieces, next((n for n in sizes if slices.is_fast(n)), size)
 
 
-def _sum_plainly(f: Terms, axis: Axis, *operands: Any) -> tuple[jax.Array, ...]:
+def _sum_plainly(f: Terms, axis: AxisTuple, *operands: Any) -> tuple[jax.Array, ...]:
     return _sum_each(f(*operands), axis)
 
 
-def _sum_each(terms: Sequence[jax.Array], axis: Axis) -> tuple[jax.Array, ...]:
+def _sum_each(terms: Sequence[jax.Array], axis: AxisTuple) -> tuple[jax.Array, ...]:
     if not axis:  # nothing more for XLA to compile
         return tuple(terms)
     return tuple(jnp.sum(term, axis, keepdims=True) for term in terms)
 
 
 def _sum_packed(
-    f: Terms, axis: Axis, cut: slices.Cut, *operands: Any
+    f: Terms, axis: AxisTuple, cut: slices.Cut, *operands: Any
 ) -> tuple[jax.Array, ...]:
     """Add up slices as complex numbers: two terms of one slice, or one term of two."""
     terms = zip(*(f(*part) for part in cut.slices(operands)), strict=True)
@@ -245,7 +252,7 @@ def _sum_packed(
 
 
 def _sums_and_transpose(
-    f: Terms, count: int, cut: slices.Cut, axis: Axis, dtype: Any
+    f: Terms, count: int, cut: slices.Cut, axis: AxisTuple, dtype: Any
 ) -> tuple[linear.Forms, linear.Forms]:
     """Return the sums of f(t, *operands), linear in `t`; and the transpose.
 

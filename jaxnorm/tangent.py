@@ -31,14 +31,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnorm import dtypes, sums
-from jaxnorm.affine import (
-    Operands,
-    constant_within_sets,
-    gain_and_offset,
-    plus,
-    times,
-)
-from jaxnorm.options import ACTIVATIONS
+from jaxnorm.affine import constant_within_sets, gain_and_offset, plus, times
+from jaxnorm.operands import Operands
+from jaxnorm.options import ACTIVATIONS, Activation
 from jaxnorm.shifted import ShiftedMoments
 from jaxnorm.weighting import deviations, replace_hidden
 
@@ -59,7 +54,7 @@ class PreActivation(NamedTuple):
 
 
 def output_tangent(
-    activation: str | None,
+    activation: Activation | None,
     operands: Operands,
     moments: ShiftedMoments,
     tangents: Operands,
@@ -113,7 +108,7 @@ def output_tangent(
 
 
 def _pre_activation(
-    activation: str | None,
+    activation: Activation | None,
     operands: Operands,
     moments: ShiftedMoments,
     inverse: jax.Array,
@@ -151,7 +146,7 @@ def _fold(
 
 
 def _deviations_and_slope(
-    activation: str | None, place: PreActivation
+    activation: Activation | None, place: PreActivation
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return d, and the derivative of the activation, where there is one."""
     x, shift, mean, weights, add, gain, offset = place
@@ -164,7 +159,7 @@ def _deviations_and_slope(
 
 
 def _factors_of_p_and_q(
-    activation: str | None, *operands: Any
+    activation: Activation | None, *operands: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return what P, and what it and Q together, are multiplied by."""
     *place, outer_scale = operands
@@ -173,7 +168,7 @@ def _factors_of_p_and_q(
 
 
 def _factors_of_scale_and_bias(
-    activation: str | None, *operands: Any
+    activation: Activation | None, *operands: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return what t_scale, and what it and t_bias together, are multiplied by."""
     *fields, inverse = operands

@@ -13,10 +13,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, options
-from jaxnorm.affine import Operands, Output
 from jaxnorm.arithmetic import show_overflow, square
 from jaxnorm.axes import Axes
 from jaxnorm.normalization import normalize_by_moments
+from jaxnorm.operands import Operands, Output
 from jaxnorm.reduction import Reduction
 
 

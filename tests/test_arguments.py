@@ -149,7 +149,7 @@ ERRORS = {
         lambda: batch_norm(stats=(jnp.zeros(6), jnp.ones(6))),
         TypeError,
         "batch_norm: stats must be a NormStats. Received tuple; "
-        "jaxnorm.NormStats(*stats, weight=1.0) puts its parts together.",
+        "jaxnorm.NormStats(*stats, weight=jnp.ones(())) puts its parts together.",
     ),
     "moments before statistics": (
         lambda: jn.update_stats(jn.compute_moments(X, 0), STATS),
@@ -279,6 +279,12 @@ ERRORS = {
         TypeError,
         "batch_norm: decay must be one number in [0, 1], or None for the equal-weight "
         "average. Received decay='slow'; the usual value is 0.99.",
+    ),
+    "a decay in a list": (
+        lambda: batch_norm(decay=[0.9]),
+        TypeError,
+        "batch_norm: decay must be one number in [0, 1], or None for the equal-weight "
+        "average. Received decay=[0.9]; the usual value is 0.99.",
     ),
     "a decay for every feature": (
         lambda: jn.update_stats(STATS, jn.compute_moments(X, 0), decay=jnp.ones(6)),

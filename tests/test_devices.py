@@ -4,6 +4,8 @@ That every way of spreading a batch gives one answer is what the `test_sync_*` f
 show; here are the corners of meshes with two axes, and of devices that hold one row.
 """
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,22 @@ def test_one_feature_vector_a_device():
     )(X[:, 0])
     expected = jn.batch_norm(X[:, 0], STATS, training=True)
     chex.assert_trees_all_close((y, stats), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_complex_statistics_are_pooled():
+    """A complex mean, and a real variance and weight, in one collective."""
+    x = np.asarray(X + 1j * X[::-1], np.complex64)
+
+    def f(x, **options):
+        stats = jn.init_stats(CHANNELS, dtype=jnp.complex64)
+        return jn.batch_norm(x, stats, training=True, **options)
+
+    pooled = partial(f, axis_name="batch")
+    y, stats = jax.jit(jax.vmap(pooled, axis_name="batch", out_axes=(0, None)))(x)
+    chex.assert_trees_all_close((y, stats), f(x), rtol=2e-6, atol=1e-6)
+    centered = x - x.astype(np.complex128).mean((0, 1))
+    var = np.mean(np.abs(centered) ** 2, (0, 1))
+    np.testing.assert_allclose(y, centered / np.sqrt(var + 1e-5), atol=1e-6)
 
 
 def test_many_examples_mapped_over_take_memory_as_few():

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen
 from numpy.testing import assert_allclose
@@ -124,6 +125,19 @@ def test_single_values_are_flaxs():
         y, after = train(mine, variables, sample(shape))
         assert_allclose(y, y_theirs, atol=1e-6)
         assert_trees_close(after, after_theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (1, 3), (3, 1)])
+def test_masks_where_all_axes_are_features_are_flaxs(shape):
+    """Nothing is reduced, and the output is the bias, masked or not."""
+    x, mask = sample((3, 3)), jax.random.bernoulli(KEY, 0.5, shape)
+    theirs, mine = (p.BatchNorm(axis=(0, 1), **TRAINING) for p in (linen, ours))
+    variables = theirs.init(KEY, x)
+    y_theirs, _ = train(theirs, variables, x)
+    y, after = train(mine, variables, x, mask=mask)
+    assert_allclose(y, y_theirs, atol=1e-6)
+    moved = after["batch_stats"]["mean"] != 0
+    np.testing.assert_array_equal(moved, jnp.broadcast_to(mask, moved.shape))
 
 
 def test_partitioned_parameters():

@@ -124,6 +124,13 @@ def test_the_epsilon_of_kernels(norm, kwargs):
         module.init(KEY, sample((4, 6)), **kwargs)
 
 
+def test_the_flag_of_spectral_norm():
+    module = ours.SpectralNorm(linen.Dense(3))
+    text = "update_stats='yes'; it says whether the new u and sigma are kept"
+    with pytest.raises(TypeError, match=text):
+        module.init(KEY, sample((4, 6)), update_stats="yes")
+
+
 @pytest.mark.parametrize(
     ("module", "text"),
     [

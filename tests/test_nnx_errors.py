@@ -94,6 +94,26 @@ from tests.flax_modules import rngs, sample
             r"use_running_average must be True, False .*average=Array\(0\.3.*; a mask",
         ),
         (
+            lambda: ours.BatchNorm(32.0, rngs=rngs()),
+            TypeError,
+            r"^BatchNorm\(num_features=32\.0\): num_features must be an integer, or a "
+            "sequence of them. Received float; pass",
+        ),
+        (
+            lambda: ours.BatchNorm((3, -1), rngs=rngs()),
+            ValueError,
+            r"^BatchNorm\(num_features=\(3, -1\)\): num_features must not be negative. "
+            r"Received num_features=\(3, -1\)",
+        ),
+        (
+            lambda: ours.SpectralNorm(nnx.Linear(6, 4, rngs=rngs()), rngs=rngs())(
+                sample((4, 6)), update_stats="yes"
+            ),
+            TypeError,
+            "^SpectralNorm: update_stats must be True, False or a boolean scalar array."
+            " Received update_stats='yes'; it says whether the new u and sigma are kep",
+        ),
+        (
             lambda: ours.LayerNorm(6, epsilon=0.0, rngs=rngs())(sample((4, 6))),
             ValueError,
             "Received epsilon=0.0; the usual value is 1e-6",

@@ -44,7 +44,9 @@ def test_spectral_norm_leaves_what_starts_at_zero_as_flax_does():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"feature_axes": None}, {"feature_axes": (0, 1)}], ids=str
+    "kwargs",
+    [{}, {"feature_axes": None}, {"feature_axes": (0, 1)}, {"use_scale": False}],
+    ids=str,
 )
 def test_weight_norm_is_flaxs(kwargs):
     x = sample((2, 6))

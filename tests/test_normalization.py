@@ -314,6 +314,23 @@ def test_arrays_of_rank_0():
     np.testing.assert_allclose(y, (np.arange(4) - 1.5) / np.sqrt(1.25), rtol=1e-5)
 
 
+OVERFLOWING = {
+    "layer": lambda x: jn.layer_norm(x.T).T,
+    "rms": lambda x: jn.rms_norm(x.T).T,
+    "group": lambda x: jn.group_norm(x.T, num_groups=1).T,
+    "instance": lambda x: jn.instance_norm(x[None])[0],
+    "batch, half precision": lambda x: batch_norm(x.astype("bfloat16"), None, None),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_an_overflow_is_shown(name):
+    """The input is finite, but its squares are not; an inverse root of 0 hides that."""
+    huge = jnp.array([[1e20, 1], [-1e20, 3]])
+    y = OVERFLOWING[name](huge).astype(jnp.float32)
+    np.testing.assert_array_equal(np.isfinite(y), [[False, True]] * 2)
+
+
 def test_an_infinite_bias_is_an_infinite_output():
     y = batch_norm(np.float32([[1, 1], [2, 2]]), None, jnp.array([jnp.inf, 0]))
     np.testing.assert_array_equal(y[:, 0], np.inf)

@@ -307,21 +307,17 @@ def test_wrong_arguments_of_the_start(arguments, error, text):
 @pytest.mark.parametrize(
     ("key", "error", "text"),
     [
-        (None, TypeError, "Received None; jax.random.key"),
-        (0, TypeError, "Received 0; jax.random.key"),
-        (
-            jnp.ones(3),
-            TypeError,
-            r"Received Array\(\[1\., 1\., 1\.\].*; jax.random.key",
-        ),
+        (None, TypeError, "Received key=None; jax.random.key"),
+        (0, TypeError, "Received key=0; jax.random.key"),
+        (jnp.ones(3), TypeError, r"Received key with shape \(3,\); jax.random.key"),
         (
             jax.random.split(KEY),
             ValueError,
-            r"Received Array\(\(2,\).*and jax.vmap takes",
+            r"Received key with shape \(2,\).*and jax.vmap takes",
         ),
     ],
 )
 def test_one_random_key_starts_it(key, error, text):
-    text = f"(?s)init_spectral_stats: key must be one random key. {text}"
+    text = f"init_spectral_stats: key must be one random key. {text}"
     with pytest.raises(error, match=text):
         init_spectral_stats(key, 3)

@@ -32,7 +32,9 @@ def stored_names(module: Any) -> tuple[str, ...]:
     return NormStats._fields if has_weight(module) else ("mean", "var")
 
 
-def first_stats(module: Any, sizes: tuple[int, ...], dtype: DTypeLike) -> NormStats:
+def first_stats(
+    module: Any, sizes: int | tuple[int, ...], dtype: DTypeLike
+) -> NormStats:
     """Return the running statistics that a BatchNorm starts with."""
     prior_weight = 0.0 if has_weight(module) else 1.0
     dtype = dtypes.statistics_dtype(dtype)
@@ -83,6 +85,7 @@ def normalize_batch(
     alone = len(features) == x.ndim and name is None
     if alone:  # give it an axis to reduce
         x = x[None]
+        weights = None if weights is None else weights[None]
         scale = None if scale is None else scale[None]
         bias = None if bias is None else bias[None]
         features = tuple(axis + 1 for axis in features)

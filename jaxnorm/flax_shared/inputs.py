@@ -20,7 +20,7 @@ def errors_named(label: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         name, _, text = str(error).partition(": ")
-        if name not in ("batch_norm", "spectral_norm", "weight_norm"):
+        if name not in ("batch_norm", "init_stats", "spectral_norm", "weight_norm"):
             raise  # JAX's or Python's
         raise type(error)(f"{label}: {text}") from None
 
@@ -92,14 +92,18 @@ def weights_of(
     )
 
 
-def check_flag(label: str, name: str, value: Any) -> bool | jax.Array:
+def check_flag(label: str, name: str, value: Any, *, mend: str) -> bool | jax.Array:
     """Return a Python bool, or a traced boolean scalar. Integers count, as in Flax."""
     value = bool(value) if isinstance(value, int) else value
-    mend = "a mask is given by name, mask=..."
     return options.check_flag(value, caller=label, name=name, mend=mend)
 
 
 def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
     """Return whether a BatchNorm trains: the opposite of Flax's flag."""
-    evaluating = check_flag(label, "use_running_average", use_running_average)
+    evaluating = check_flag(
+        label,
+        "use_running_average",
+        use_running_average,
+        mend="a mask is given by name, mask=...",
+    )
     return ~evaluating if isinstance(evaluating, jax.Array) else not evaluating

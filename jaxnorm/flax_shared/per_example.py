@@ -6,10 +6,10 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import axes, options
-from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import inputs
 from jaxnorm.normalization import normalize_by_moments
+from jaxnorm.operands import Operands, Output
 from jaxnorm.reduction import Reduction
 
 

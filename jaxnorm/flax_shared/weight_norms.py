@@ -13,6 +13,12 @@ from jaxnorm.spectral import SpectralStats, spectral_norm
 from jaxnorm.weight_norms import weight_norm
 
 
+def check_update(label: str, update_stats: Any) -> bool | jax.Array:
+    """Return whether SpectralNorm keeps its new statistics."""
+    mend = "it says whether the new u and sigma are kept"
+    return inputs.check_flag(label, "update_stats", update_stats, mend=mend)
+
+
 def spectrally_normalized(
     module: Any,
     label: str,

@@ -21,7 +21,8 @@ def label_of(module: nn.Module) -> str:
 class Norm(nn.Module):
     """Declares scale and bias. Helpers are kept out of summaries by `nowrap`."""
 
-    # A subclass of RMSNorm may have a bias, and a use for it, of its own.
+    # Those of this library. A user's subclass of RMSNorm may have an attribute `bias`,
+    # and a use for it, of its own.
     _parameter_names: ClassVar[tuple[str, ...]] = ("scale", "bias")
 
     @nn.nowrap

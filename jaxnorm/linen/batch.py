@@ -13,6 +13,7 @@ from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.flax_shared import batch, inputs
 from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.linen.base import STATS, Norm, label_of
+from jaxnorm.options import Flag
 
 
 class BatchNorm(Norm):
@@ -50,7 +51,7 @@ class BatchNorm(Norm):
       Ioffe and Szegedy, Batch normalization, 2015, arXiv:1502.03167.
     """
 
-    use_running_average: bool | jax.Array | None = None
+    use_running_average: Flag | None = None
     axis: Axes = -1
     momentum: float | None = 0.99
     epsilon: float = 1e-5
@@ -72,7 +73,7 @@ class BatchNorm(Norm):
     def __call__(
         self,
         x: ArrayLike,
-        use_running_average: bool | jax.Array | None = None,
+        use_running_average: Flag | None = None,
         *,
         mask: ArrayLike | None = None,
         scale: ArrayLike | None = None,

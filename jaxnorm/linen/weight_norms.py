@@ -11,8 +11,9 @@ from flax.typing import Dtype, Initializer
 from jax.nn import initializers
 
 from jaxnorm.axes import Axes
-from jaxnorm.flax_shared import inputs, weight_norms
+from jaxnorm.flax_shared import weight_norms
 from jaxnorm.linen.base import STATS, label_of
+from jaxnorm.options import Flag
 from jaxnorm.spectral import SpectralStats
 
 
@@ -92,7 +93,7 @@ class SpectralNorm(Reparametrized):
     collection_name: str = STATS
 
     @nn.compact
-    def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, update_stats: Flag, **kwargs: Any) -> Any:
         """Call the layer with normalized kernels.
 
         Args:
@@ -104,7 +105,7 @@ class SpectralNorm(Reparametrized):
           What the layer returns.
         """
 
-        update = inputs.check_flag(label_of(self), "update_stats", update_stats)
+        update = weight_norms.check_update(label_of(self), update_stats)
 
         def change(path: str, kernel: jax.Array) -> jax.Array:
             if not weight_norms.has_spectrum(self, label_of(self), "Input", kernel):

@@ -15,7 +15,8 @@ masks, data with a large offset, statistics of half-precision modules (`promote_
 says the dtype of the output; nothing is rounded before). A batch whose statistics are
 not finite leaves the running ones alone. SpectralNorm and WeightNorm leave the kernels
 of their layer as they are, and the lengths of WeightNorm are learned. The argument
-`use_fast_variance` is accepted and changes nothing.
+`use_fast_variance` is accepted and changes nothing, and so is `promote_dtype` by
+WeightNorm, as in Flax.
 """
 
 from jaxnorm.nnx.batch import BatchNorm

@@ -27,7 +27,8 @@ ONES = initializers.ones_init()
 class Norm(nnx.Module):
     """Holds a scale, and normalizes by the moments of the input."""
 
-    # A subclass may have a bias of its own, and a use for it.
+    # Those of this library. A user's subclass may have an attribute `bias`, and a use
+    # for it, of its own.
     _parameter_names: ClassVar[tuple[str, ...]] = ("scale",)
 
     num_features: int | tuple[int, ...]

@@ -12,6 +12,7 @@ from jaxnorm.axes import Axes
 from jaxnorm.flax_shared import batch, inputs
 from jaxnorm.flax_shared.batch import MOMENTUM
 from jaxnorm.nnx.base import AffineNorm
+from jaxnorm.options import Flag
 from jaxnorm.stats import NormStats
 
 
@@ -64,7 +65,8 @@ class BatchNorm(AffineNorm):
         """Make the variables."""
         # The input is not known yet; only `dtype` announces a complex or float64 one.
         dtype = jnp.float32 if self.dtype is None else self.dtype
-        stats = batch.first_stats(self, self._feature_shape, dtype)
+        with inputs.errors_named(self._name_in_errors):
+            stats = batch.first_stats(self, self.num_features, dtype)
         self.mean = nnx.BatchStat(stats.mean)
         self.var = nnx.BatchStat(stats.var)
         if batch.has_weight(self):
@@ -74,7 +76,7 @@ class BatchNorm(AffineNorm):
     def __call__(  # type: ignore[override]  # the second argument is Flax's
         self,
         x: ArrayLike,
-        use_running_average: bool | jax.Array | None = None,
+        use_running_average: Flag | None = None,
         *,
         mask: ArrayLike | None = None,
         scale: ArrayLike | None = None,

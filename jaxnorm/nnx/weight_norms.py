@@ -12,7 +12,8 @@ from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 
 from jaxnorm.axes import Axes
-from jaxnorm.flax_shared import inputs, weight_norms
+from jaxnorm.flax_shared import weight_norms
+from jaxnorm.options import Flag
 from jaxnorm.spectral import SpectralStats
 
 Path = tuple[Any, ...]
@@ -97,7 +98,7 @@ class SpectralNorm(nnx.Module):
             batch_stats[*path, "sigma"] = nnx.BatchStat(jnp.ones((), self.param_dtype))
         self.batch_stats = nnx.data(batch_stats)
 
-    def __call__(self, x: Any, update_stats: bool | jax.Array | None = None) -> Any:
+    def __call__(self, x: Any, update_stats: Flag | None = None) -> Any:
         """Call the layer with normalized kernels.
 
         Args:
@@ -109,7 +110,7 @@ class SpectralNorm(nnx.Module):
           What the layer returns.
         """
         given = not self.use_running_average if update_stats is None else update_stats
-        update = inputs.check_flag(type(self).__name__, "update_stats", given)
+        update = weight_norms.check_update(type(self).__name__, given)
 
         def change(path: Path, kernel: nnx.Variable[Any]) -> jax.Array | None:
             if not self._has_spectrum(kernel):

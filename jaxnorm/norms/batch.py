@@ -6,11 +6,12 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options, sharding
-from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisGroups, AxisName
 from jaxnorm.moments import collapse
 from jaxnorm.normalization import normalize_by_moments, normalize_by_statistics
-from jaxnorm.norms.operands import check_operands
+from jaxnorm.norms.checks import check_operands
+from jaxnorm.operands import Operands, Output
+from jaxnorm.options import Activation, Flag
 from jaxnorm.reduction import Reduction
 from jaxnorm.running import move
 from jaxnorm.stats import NormStats, check_features, check_precision
@@ -22,7 +23,7 @@ def batch_norm(
     scale: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
-    training: bool | jax.Array,
+    training: Flag,
     decay: ArrayLike | None = 0.99,
     eps: ArrayLike = 1e-5,
     feature_axis: Axes = -1,
@@ -30,7 +31,7 @@ def batch_norm(
     axis_name: AxisName | None = None,
     axis_index_groups: AxisGroups | None = None,
     ddof: int = 0,
-    activation: str | None = None,
+    activation: Activation | None = None,
     add: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> tuple[jax.Array, NormStats]:
@@ -86,9 +87,10 @@ def batch_norm(
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, `stats` is not a
-        NormStats or of half precision, a parameter is complex though `x` is real,
-        `dtype` cannot hold the output, `activation` is given for complex `x`,
-        `training` is not a bool, or `decay` or `eps` is not a number.
+        NormStats or of half precision, `weights` are neither bool nor real, a parameter
+        is complex though `x` is real, `dtype` cannot hold the output, `activation` is
+        given for complex `x`, `training` is not a bool, or `decay` or `eps` is not a
+        number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `weights` are negative or not finite, or fit the first axes as well as the last,
         `decay` is outside [0, 1], `ddof` is neither 0 nor 1, `eps` is not positive, or

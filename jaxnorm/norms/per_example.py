@@ -10,10 +10,11 @@ import jax
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, options
-from jaxnorm.affine import Operands, Output
 from jaxnorm.axes import Axes, AxisName
 from jaxnorm.normalization import normalize_by_moments
-from jaxnorm.norms.operands import check_operands
+from jaxnorm.norms.checks import check_operands
+from jaxnorm.operands import Operands, Output
+from jaxnorm.options import Activation
 from jaxnorm.reduction import Reduction
 
 
@@ -54,8 +55,9 @@ def layer_norm(
       row gives up to |mean| * 1e-7 / sqrt(eps) instead of 0.
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
-        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
+      TypeError: if `x` is neither floating-point nor complex, `weights` are neither
+        bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
+        the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `weights` are negative or not finite, or fit the first axes as well as the last,
         or `eps` is not positive.
@@ -109,8 +111,9 @@ def rms_norm(
       half precision, if the last axis is reduced).
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
-        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
+      TypeError: if `x` is neither floating-point nor complex, `weights` are neither
+        bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
+        the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
         `weights` are negative or not finite, or fit the first axes as well as the last,
         or `eps` is not positive.
@@ -144,7 +147,7 @@ def group_norm(
     eps: ArrayLike = 1e-5,
     weights: ArrayLike | None = None,
     axis_name: AxisName | None = None,
-    activation: str | None = None,
+    activation: Activation | None = None,
     add: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> jax.Array:
@@ -180,9 +183,9 @@ def group_norm(
       half precision, if the last axis is reduced).
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
-        though `x` is real, `dtype` cannot hold the output, `activation` is given for
-        complex `x`, or `eps` is not a number.
+      TypeError: if `x` is neither floating-point nor complex, `weights` are neither
+        bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
+        the output, `activation` is given for complex `x`, or `eps` is not a number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
         `axis_name` is not bound, `weights` are negative or not finite, or fit the first
         axes as well as the last, `eps` is not positive, or `activation` is unknown.
@@ -253,8 +256,9 @@ def instance_norm(
       half precision, if the last axis is reduced).
 
     Raises:
-      TypeError: if `x` is neither floating-point nor complex, a parameter is complex
-        though `x` is real, `dtype` cannot hold the output, or `eps` is not a number.
+      TypeError: if `x` is neither floating-point nor complex, `weights` are neither
+        bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
+        the output, or `eps` is not a number.
       ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
         bound, `weights` are negative or not finite, or fit the first axes as well as
         the last, or `eps` is not positive.
@@ -284,7 +288,7 @@ def _normalize(
     over: Reduction,
     dtype: DTypeLike | None,
     caller: str,
-    activation: str | None = None,
+    activation: Activation | None = None,
 ) -> jax.Array:
     """Check what all of these norms share, and normalize."""
     dtype = options.check_dtype(dtype, operands.x, caller=caller)

@@ -4,7 +4,7 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxnorm import arguments, options
-from jaxnorm.affine import Operands
+from jaxnorm.operands import Operands
 
 
 def check_operands(
