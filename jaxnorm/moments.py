@@ -36,7 +36,7 @@ class Moments(NamedTuple):
     def var(self) -> jax.Array:
         """The biased variance, m2 / count; 0 where count is 0."""
         count = _align_count(jnp.asarray(self.count), jnp.shape(self.m2))
-        return self.m2 * reciprocal(count)
+        return jnp.where(count > 0, self.m2, 0) * reciprocal(count)
 
 
 def compute_moments(
@@ -57,7 +57,8 @@ def compute_moments(
       x: array of a floating-point or complex dtype, any rank.
       axis: axis or axes of `x` that are reduced.
       weights: bool mask or non-negative weights that broadcast to `x`. Give them the
-        rank of `x` if a shorter shape would fit its first axes as well as its last. An
+        rank of `x` if a shorter shape could be meant for its first axes as well as for
+        its last: if it fits both, and reaches as many of the reduced axes there. An
         element of weight 0 has no influence, whatever it holds (NaN and infinities
         too).
       axis_name: name, or tuple of names, of pmap, vmap or shard_map axes to pool over,
@@ -77,8 +78,8 @@ def compute_moments(
       TypeError: if `x` is neither floating-point nor complex, or `weights` are neither
         bool nor real.
       ValueError: if `axis` is out of range or repeated, nothing is left to reduce,
-        `weights` are negative or not finite, do not broadcast, or fit the first axes as
-        well as the last, or `axis_name` is not bound.
+        `weights` are negative or not finite, do not broadcast, or could be meant for
+        the first axes as well as for the last, or `axis_name` is not bound.
 
     Example:
       >>> import jax.numpy as jnp

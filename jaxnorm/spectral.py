@@ -109,7 +109,7 @@ def spectral_norm(
         u    = V^T left / |V^T left|
 
     No gradient passes through u and left. A kernel of zeros is returned unchanged. It
-    leaves u unchanged as well, and so does one that is not finite.
+    leaves the direction of u as it is, and so does one that is not finite.
 
     Args:
       kernel: array of a floating-point dtype and rank 2 or more; axes other than

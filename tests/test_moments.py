@@ -242,6 +242,7 @@ def test_the_empty_set_may_hold_anything():
     empty = jn.Moments(jnp.float32(0), jnp.full(3, jnp.nan), jnp.full(3, jnp.nan))
     full = jn.compute_moments(samples(10, 0.0)[:, :3], 0)
     chex.assert_trees_all_equal(jn.merge_moments(empty, full), full)
+    np.testing.assert_array_equal(empty.var, np.zeros(3))
 
 
 def test_scan_merges_a_data_set():

@@ -57,10 +57,11 @@ def batch_norm(
       eps: added to the variance; positive.
       feature_axis: axis, or axes, that keep statistics of their own.
       weights: bool mask or non-negative weights that broadcast to `x`. Give them the
-        rank of `x` if a shorter shape would fit its first axes as well as its last.
-        Elements of weight 0 have no influence on anything else; they are normalized
-        like the others (one that is not finite gives the bias). A feature that may be
-        fully masked needs a weight of its own in `stats` (see `update_stats`).
+        rank of `x` if a shorter shape could be meant for its first axes as well as for
+        its last. Elements of weight 0 have no influence on anything else; they are
+        normalized like the others (one that is not finite gives the bias). A feature
+        that may be fully masked needs a weight of its own in `stats` (see
+        `update_stats`).
       axis_name: name, or tuple of names, of the pmap, vmap or shard_map axes over which
         the batch is spread; statistics are pooled by their true counts, with one
         collective (two of more than 32 devices). If `x` is replicated along an axis,
@@ -92,9 +93,10 @@ def batch_norm(
         given for complex `x`, `training` is not a bool, or `decay` or `eps` is not a
         number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative or not finite, or fit the first axes as well as the last,
-        `decay` is outside [0, 1], `ddof` is neither 0 nor 1, `eps` is not positive, or
-        `activation` is unknown. (Values that are traced cannot be looked at.)
+        `weights` are negative or not finite, or could be meant for the first axes as
+        well as for the last, `decay` is outside [0, 1], `ddof` is neither 0 nor 1,
+        `eps` is not positive, or `activation` is unknown. (Values that are traced
+        cannot be looked at.)
 
     Example:
       >>> import jax.numpy as jnp

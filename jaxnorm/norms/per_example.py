@@ -59,8 +59,8 @@ def layer_norm(
         bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
         the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative or not finite, or fit the first axes as well as the last,
-        or `eps` is not positive.
+        `weights` are negative or not finite, or could be meant for the first axes as
+        well as for the last, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,8 +115,8 @@ def rms_norm(
         bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
         the output, or `eps` is not a number.
       ValueError: if shapes disagree, an axis does not exist, `axis_name` is not bound,
-        `weights` are negative or not finite, or fit the first axes as well as the last,
-        or `eps` is not positive.
+        `weights` are negative or not finite, or could be meant for the first axes as
+        well as for the last, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
@@ -187,8 +187,9 @@ def group_norm(
         bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
         the output, `activation` is given for complex `x`, or `eps` is not a number.
       ValueError: if `num_groups` does not divide the channels, shapes disagree,
-        `axis_name` is not bound, `weights` are negative or not finite, or fit the first
-        axes as well as the last, `eps` is not positive, or `activation` is unknown.
+        `axis_name` is not bound, `weights` are negative or not finite, or could be
+        meant for the first axes as well as for the last, `eps` is not positive, or
+        `activation` is unknown.
 
     Example:
       >>> import jax.numpy as jnp
@@ -260,8 +261,8 @@ def instance_norm(
         bool nor real, a parameter is complex though `x` is real, `dtype` cannot hold
         the output, or `eps` is not a number.
       ValueError: if there is no spatial axis, shapes disagree, `axis_name` is not
-        bound, `weights` are negative or not finite, or fit the first axes as well as
-        the last, or `eps` is not positive.
+        bound, `weights` are negative or not finite, or could be meant for the first
+        axes as well as for the last, or `eps` is not positive.
 
     Example:
       >>> import jax.numpy as jnp
