@@ -58,7 +58,7 @@ def expand_parameter(
         return array.reshape(shape)
     if array.ndim == 0:
         return array.reshape((1,) * x.ndim)
-    if array.ndim == x.ndim and _broadcasts(array.shape, x.shape):
+    if array.ndim == x.ndim and fits(array.shape, x.shape):
         return array
     raise ValueError(
         f"{caller}: {name} must have shape {sizes}, {sizes_in_words(axes)} of {of}, "
@@ -161,8 +161,8 @@ def _expand_at_the_front(
     """
     missing = (1,) * (x.ndim - array.ndim)
     shape, first = missing + array.shape, array.shape + missing
-    fits_first = array.ndim <= x.ndim and _broadcasts(first, x.shape)
-    if array.ndim > x.ndim or not _broadcasts(shape, x.shape):
+    fits_first = fits(first, x.shape)
+    if not fits(shape, x.shape):
         mend = f"a mask of the batch has shape {x.shape[:1] + (1,) * (x.ndim - 1)}"
         if array.ndim > 1 and fits_first:
             mend = f"those of the first axes have shape {first}"
@@ -234,11 +234,9 @@ def as_arrays(parts: Any, *, caller: str, name: str) -> list[jax.Array]:
     ]
 
 
-def _broadcasts(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    return all(a in (1, b) for a, b in zip(shape, target, strict=True))
-
-
 def fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
     """Whether NumPy broadcasts `shape` to exactly `target`; sizes may be symbolic."""
     more = len(target) - len(shape)
-    return more >= 0 and _broadcasts(shape, target[more:])
+    return more >= 0 and all(
+        a in (1, b) for a, b in zip(shape, target[more:], strict=True)
+    )

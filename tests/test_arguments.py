@@ -133,6 +133,12 @@ ERRORS = {
         "batch_norm: weights must broadcast to x. Received weights with shape (4,) for "
         "x with shape (4, 6); a mask of the batch has shape (4, 1).",
     ),
+    "weights of more axes than x": (
+        lambda: jn.layer_norm(X, weights=jnp.ones((4, 6, 1))),
+        ValueError,
+        "layer_norm: weights must broadcast to x. Received weights with shape "
+        "(4, 6, 1) for x with shape (4, 6); a mask of the batch has shape (4, 1).",
+    ),
     "weights of the first axes": (
         lambda: jn.layer_norm(jnp.ones((4, 10, 6)), weights=jnp.ones((4, 10), bool)),
         ValueError,
