@@ -304,6 +304,11 @@ def test_wrong_arguments_of_the_start(arguments, error, text):
         init_spectral_stats(KEY, num_features, dtype=dtype)
 
 
+def test_one_feature_has_a_singular_vector():
+    stats = init_spectral_stats(KEY, 1)
+    np.testing.assert_allclose(np.abs(stats.u), [1], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("key", "error", "text"),
     [
