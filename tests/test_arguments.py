@@ -311,6 +311,12 @@ ERRORS = {
         "layer_norm: eps must be positive, or a constant input would be divided by "
         "zero, and finite. Received eps=0.0; the usual value is 1e-5.",
     ),
+    "eps that is a flag": (
+        lambda: jn.layer_norm(X, eps=True),
+        TypeError,
+        "layer_norm: eps must be one real number. Received eps=True; the usual value "
+        "is 1e-5.",
+    ),
     "eps that is not a number": (
         lambda: jn.layer_norm(X, eps=jnp.nan),
         ValueError,

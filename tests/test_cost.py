@@ -124,6 +124,23 @@ def test_layer_norm_of_few_rows_moves_few_bytes(dtype, most):
     assert costs("layer_norm", dtype, "forward").bytes_per_element <= most
 
 
+# Forward and backward, in float32 and bfloat16.
+MOST_BYTES = {
+    "batch_norm_relu": (38, 22),
+    "layer_norm": (46, 27),
+    "rms_norm": (44, 25),
+    "group_norm": (41, 22),
+    "instance_norm": (41, 22),
+}
+
+
+@pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("op", MOST_BYTES)
+def test_other_norms_move_few_bytes(op):
+    for dtype, most in zip(("float32", "bfloat16"), MOST_BYTES[op], strict=True):
+        assert costs(op, dtype).bytes_per_element <= most
+
+
 @pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "group_norm"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 43), ("bfloat16", 26)])
