@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxnorm import arguments, axes, dtypes, options, sharding
 from jaxnorm.arithmetic import square
 from jaxnorm.exporting import serializable
+from jaxnorm.options import Flag
 
 
 @serializable
@@ -91,7 +92,7 @@ def spectral_norm(
     kernel: ArrayLike,
     stats: SpectralStats,
     *,
-    training: options.Flag,
+    training: Flag,
     n_steps: int = 1,
     eps: ArrayLike = 1e-12,
     feature_axis: int = -1,
