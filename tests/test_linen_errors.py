@@ -49,6 +49,13 @@ def run(module, x, variables=None, **kwargs):
             "BatchNorm at 'norm': use_running_average=True needs running statistics",
         ),
         (
+            ours.BatchNorm(use_scale=False, use_bias=False, **EVALUATING),
+            sample((4, 6)),
+            {"variables": {"batch_stats": {"norm": {"mean": jnp.ones(6)}}}},
+            ValueError,
+            "BatchNorm at 'norm': use_running_average=True needs running statistics",
+        ),
+        (
             ours.BatchNorm(**TRAINING),
             sample((6, 6)),
             {"mask": jnp.arange(6) < 4, **MUTABLE},

@@ -163,6 +163,16 @@ def test_padding_changes_nothing(case):
 
 
 @every_family
+def test_weights_count_relative_to_their_sum(case):
+    """However small that is: all outputs and gradients are the same."""
+    both = jax.jit(output_and_gradients(case, case.cotangent()))
+    weights = case.weights()
+    expected = both(*case.inputs(), weights)
+    for factor in (1e-3, 1e3):
+        assert_rounding(both(*case.inputs(), factor * weights), expected, factor=32)
+
+
+@every_family
 def test_an_empty_set_gives_zeros_and_zero_gradients(case):
     x, scale, bias = case.inputs()
     nothing = np.zeros(x.shape, np.float32)

@@ -1,6 +1,7 @@
 """Dtypes of inputs, parameters, statistics and outputs of every norm."""
 
 import re
+from functools import partial
 
 import chex
 import jax
@@ -51,6 +52,39 @@ def test_complex_input():
             order=1,
             rtol=1e-4,
         )
+
+
+def test_complex_parameters_and_branch():
+    """The formula is that of real input; gradients are those of both parts."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return (rng.normal(1, 1, shape) + 1j * rng.normal(2, 3, shape)).astype("c8")
+
+    x, scale, bias, add = draw(50, 6), draw(6), draw(6), draw(50, 6)
+    def norm(name, x, scale, bias, add):
+        if name == "group":
+            return jn.group_norm(x, scale, bias, num_groups=1, add=add)
+        stats = jn.init_stats(6, dtype=x.dtype)
+        return jn.batch_norm(x, stats, scale, bias, training=True, add=add)[0]
+
+    for name, axis in (("batch", 0), ("group", 1)):
+        centered = x - x.mean(axis, keepdims=True)
+        var = np.mean(np.abs(centered) ** 2, axis, keepdims=True)
+        expected = centered / np.sqrt(var + 1e-5) * scale + bias + add
+        y = jax.jit(partial(norm, name))(x, scale, bias, add)
+        np.testing.assert_allclose(y, expected, atol=2e-5)
+        with jax.enable_x64(True):
+            parts = [
+                jnp.asarray([v.real, v.imag], jnp.float64)
+                for v in (x[:4], scale, bias, add[:4])
+            ]
+
+            def f(*parts, name=name):
+                y = norm(name, *(v[0] + 1j * v[1] for v in parts))
+                return y.real, y.imag
+
+            check_grads(f, parts, order=1, rtol=1e-4)
 
 
 NORMS_WITH_PARAMETERS = {
