@@ -62,6 +62,7 @@ def test_complex_parameters_and_branch():
         return (rng.normal(1, 1, shape) + 1j * rng.normal(2, 3, shape)).astype("c8")
 
     x, scale, bias, add = draw(50, 6), draw(6), draw(6), draw(50, 6)
+
     def norm(name, x, scale, bias, add):
         if name == "group":
             return jn.group_norm(x, scale, bias, num_groups=1, add=add)
