@@ -116,6 +116,20 @@ def test_several_feature_axes():
     assert_allclose(norm.mean[...], np.asarray(x).mean((0, 2)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ours.__all__)
+def test_a_module_equals_itself_alone(name):
+    """And has a hash, as Flax's: it is more than the arguments it was made from."""
+
+    def build():
+        if name in ("SpectralNorm", "WeightNorm"):
+            return getattr(ours, name)(nnx.Linear(6, 4, rngs=rngs()), rngs=rngs())
+        more = {"num_groups": 2} if name == "GroupNorm" else {}
+        return getattr(ours, name)(6, rngs=rngs(), **more)
+
+    a, b = build(), build()
+    assert len({a, b, a}) == 2
+
+
 def test_metadata():
     norm = ours.LayerNorm(
         6, scale_metadata={"a": 1}, bias_metadata={"b": 2}, rngs=rngs()
