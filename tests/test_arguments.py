@@ -88,6 +88,20 @@ ERRORS = {
         "rank of x and broadcast to it. Received scale with shape (4,) for x with "
         "shape (4, 6); pass one value for each feature, or name other axes.",
     ),
+    "scale of one value": (
+        lambda: jn.layer_norm(X, jnp.ones(1)),
+        ValueError,
+        "layer_norm: scale must have shape (6,), the size of axis 1 of x, or the rank "
+        "of x and broadcast to it. Received scale with shape (1,) for x with shape "
+        "(4, 6); pass one value for each feature, or name other axes.",
+    ),
+    "scale of the rank of x that does not broadcast": (
+        lambda: jn.layer_norm(X, jnp.ones((2, 6))),
+        ValueError,
+        "layer_norm: scale must have shape (6,), the size of axis 1 of x, or the rank "
+        "of x and broadcast to it. Received scale with shape (2, 6) for x with shape "
+        "(4, 6); pass one value for each feature, or name other axes.",
+    ),
     "scale of another shape": (
         lambda: jn.layer_norm(jnp.ones((2, 3, 4)), jnp.ones((4, 3)), axis=(1, 2)),
         ValueError,
@@ -359,6 +373,12 @@ ERRORS = {
         "group_norm: num_groups must be positive and divide the number of channels. "
         "Received num_groups=4 for 6 channels; choose 3 or 6, or another "
         "feature_axis.",
+    ),
+    "no groups": (
+        lambda: jn.group_norm(X, num_groups=0),
+        ValueError,
+        "group_norm: num_groups must be positive and divide the number of channels. "
+        "Received num_groups=0 for 6 channels; choose 1, or another feature_axis.",
     ),
     "a number of groups that is no integer": (
         lambda: jn.group_norm(X, num_groups=2.0),

@@ -148,6 +148,20 @@ def test_no_dtype_of_real_input_is_promoted_implicitly(case, dtype):
             vjp(y)
 
 
+def test_integer_parameters_are_those_of_float32():
+    x, scale, bias = (v.astype(np.float32) for v in CASES[0].inputs())
+    scale, bias = np.round(10 * scale), np.round(10 * bias)
+    whole = scale.astype(int), bias.astype(int)
+    for norm in (batch_norm, layer_norm):
+        args = (x, scale, bias) if norm is batch_norm else (x.T[:5, :5], scale, bias)
+        expected = norm(*args)
+        with jax.enable_x64(True):
+            got = jax.jit(norm)(args[0], *whole)
+            text = str(jax.make_jaxpr(norm)(args[0], *whole))
+        assert not re.search(r"f64\[\d", text)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("eps", [np.float64(1e-5), np.array(1e-5)])
 def test_an_eps_of_numpy_widens_nothing(eps):
     """Under x64 its dtype is float64, which would be that of all it is added to."""

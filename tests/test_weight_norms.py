@@ -14,7 +14,8 @@ FUNCTIONS = [weight_norm, weight_standardization]
 
 
 @pytest.mark.parametrize(
-    ("feature_axis", "reduced"), [(-1, (0, 1, 2)), ((2, 3), (0, 1)), (None, None)]
+    ("feature_axis", "reduced"),
+    [(-1, (0, 1, 2)), ((2, 3), (0, 1)), (1, (0, 2, 3)), ((0, 3), (1, 2)), (None, None)],
 )
 def test_weight_norm_is_the_formula(feature_axis, reduced):
     v = KERNEL.astype(np.float64)
@@ -31,6 +32,14 @@ def test_weight_standardization_is_the_formula():
     assert_allclose(weight_standardization(KERNEL), expected, rtol=2e-6, atol=1e-6)
     scaled = weight_standardization(KERNEL, SCALE, eps=1e-5)
     assert_allclose(scaled, expected * SCALE, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_features_may_come_first(function):
+    """As in the kernels of PyTorch."""
+    first = jnp.moveaxis(KERNEL, -1, 0)
+    w = function(first, SCALE, feature_axis=0)
+    assert_allclose(jnp.moveaxis(w, 0, -1), function(KERNEL, SCALE), atol=1e-6)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
