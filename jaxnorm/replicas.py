@@ -263,7 +263,7 @@ def _pairs(
 
 
 def _numbers(leaf: ArrayLike, where: str) -> np.ndarray:
-    """Return a leaf in a dtype that NumPy compares, a random key as its data."""
+    """Return a leaf as an array of NumPy, a random key as its data."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
@@ -272,8 +272,7 @@ def _numbers(leaf: ArrayLike, where: str) -> np.ndarray:
             f"check_replicas: arrays must hold numbers. Received {where} of "
             f"{array.dtype}; leave it out of the tree."
         )
-    # NumPy cannot compare bfloat16.
-    return array if array.dtype.kind in "biufc" else array.astype(np.float64)
+    return array
 
 
 def _difference(

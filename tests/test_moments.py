@@ -243,6 +243,8 @@ def test_the_empty_set_may_hold_anything():
     full = jn.compute_moments(samples(10, 0.0)[:, :3], 0)
     chex.assert_trees_all_equal(jn.merge_moments(empty, full), full)
     np.testing.assert_array_equal(empty.var, np.zeros(3))
+    part = jn.compute_moments(jnp.array([1.0, 3.0]), 0, weights=jnp.full(2, 0.25))
+    assert (part.count, part.var) == (0.5, 1)
 
 
 def test_scan_merges_a_data_set():

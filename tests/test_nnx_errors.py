@@ -76,6 +76,13 @@ from tests.flax_modules import rngs, sample
             "is 4D but error_on_non_matrix is True",
         ),
         (
+            lambda: ours.SpectralNorm(
+                nnx.Conv(3, 4, (2,), rngs=rngs()), error_on_non_matrix=True, rngs=rngs()
+            ),
+            ValueError,
+            "is 3D but error_on_non_matrix is True",
+        ),
+        (
             lambda: ours.BatchNorm(6, rngs=rngs())(
                 sample((4, 6)), jnp.ones((4, 1), bool)
             ),

@@ -32,6 +32,14 @@ def test_spectral_norm_is_flaxs(n_steps):
     assert_allclose(mine.layer_instance.kernel[...], kernel)
 
 
+def test_a_matrix_is_no_error():
+    layer = nnx.Linear(6, 4, rngs=rngs())
+    norm = ours.SpectralNorm(layer, error_on_non_matrix=True, rngs=rngs())
+    plain = ours.SpectralNorm(nnx.Linear(6, 4, rngs=rngs()), rngs=rngs())
+    x = sample((2, 6))
+    assert_allclose(norm(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
 def test_spectral_norm_leaves_what_starts_at_zero_as_flax_does():
     x, later = sample((2, 6)), 1e-3 * sample((6, 4))
     for package in (nnx, ours):

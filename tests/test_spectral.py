@@ -179,6 +179,14 @@ def test_sharded_kernels(mode, spec, u_spec):
     assert got.sharding.is_equivalent_to(placed[0].sharding, kernel.ndim)
 
 
+def test_no_gradient_passes_through_what_is_carried():
+    def carried(kernel):
+        _, (u, sigma) = spectral_norm(kernel, STATS, training=True)
+        return jnp.sum(u) + sigma
+
+    np.testing.assert_array_equal(jax.grad(carried)(KERNEL), 0)
+
+
 def test_statistics_may_be_python_numbers_and_steps_any_integer():
     plain = SpectralStats([1.0] * 6, 1.0)
     got = spectral_norm(KERNEL, plain, training=True, n_steps=jnp.int32(2))

@@ -150,7 +150,11 @@ def test_copies_that_are_not_copies_are_reported():
 
 
 def test_not_all_of_many_copies_are_listed():
-    for layers, end in ((100, "by 1, and 80 more; pool"), (20, "by 1; pool")):
+    for layers, end in (
+        (100, "by 1, and 80 more; pool"),
+        (21, "by 1, and 1 more; pool"),
+        (20, "by 1; pool"),
+    ):
         tree = {f"layer {i}": np.array([[1.0], [2.0]]) for i in range(layers)}
         with pytest.raises(ValueError, match=end) as error:
             check_replicas(tree, stacked=True)
@@ -168,6 +172,16 @@ def test_a_weight_may_be_a_python_number():
 
 def test_copies_that_are_copies_pass():
     check_replicas({"batch_stats": declared_the_same(AXIS), "step": 3, "name": None})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn", "int4"])
+def test_copies_of_a_single_element(dtype):
+    """Each device holds all of it, which is no axis of replicas."""
+    everywhere = jax.sharding.NamedSharding(make_mesh(CHECKED), P())
+    check_replicas(jax.device_put(jnp.ones((1, 3), dtype), everywhere))
+    check_replicas(jnp.ones((2, 3), dtype), stacked=True)
+    with pytest.raises(ValueError, match="replica 1 differs from replica 0 by 1"):
+        check_replicas(jnp.array([[1], [0]], dtype), stacked=True)
 
 
 def test_replicas_along_an_axis_are_told_apart():
