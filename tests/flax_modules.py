@@ -17,6 +17,7 @@ FLAX = {"linen": flax.linen, "nnx": flax.nnx}
 OURS = {"linen": jaxnorm.linen, "nnx": jaxnorm.nnx}
 KEY = jax.random.key(0)
 TRAINING = {"use_running_average": False}
+EVALUATING = {"use_running_average": True}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ CASES = [
     Case("InstanceNorm", {"feature_axes": 2}, 3),
 ]
 
+# One case a family.
+FAMILIES = [CASES[i] for i in (0, 3, 6, 8, 10)]
+
 
 def sample(shape=(4, 5, 3, 6), dtype=jnp.float32, seed=0):
     x = jax.random.normal(jax.random.key(seed), shape, jnp.float32)
@@ -63,7 +67,7 @@ def sample(shape=(4, 5, 3, 6), dtype=jnp.float32, seed=0):
 
 def batch_norm(api: str, package: Any, x: Any, *, mask=None, steps=1, **kwargs: Any):
     """Train a BatchNorm on `x`; return the last output and the running statistics."""
-    kwargs = {"use_running_average": False} | kwargs
+    kwargs = TRAINING | kwargs
     if api == "linen":
         module = package.BatchNorm(**kwargs)
         variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros_like(x))

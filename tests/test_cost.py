@@ -231,6 +231,16 @@ ROW_NORMS = {
 
 
 @pytest.mark.usefixtures("one_device")
+@pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
+def test_rows_in_half_precision_move_no_more_bytes_than_flaxs(op):
+    own, flax = (
+        costs(op, "bfloat16", "forward", provider).bytes_per_element
+        for provider in ("jaxnorm", "linen")
+    )
+    assert own <= 1.01 * flax
+
+
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", ROW_NORMS)
 def test_rows_in_half_precision_are_one_kernel(name):
     """It reads the input and writes the output: 2 bytes each, if there are 4096 rows.

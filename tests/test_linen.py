@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose
 import jaxnorm.linen as ours
 from tests.flax_modules import (
     CASES,
+    FAMILIES,
     KEY,
     TRAINING,
     assert_trees_close,
@@ -72,7 +73,7 @@ def test_variables_and_outputs_are_flaxs(case):
         assert_allclose(y, y_theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 6, 8, 10)], ids=str)
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
 @pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "dtypes",

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 import jaxnorm.linen as ours
 from tests.flax_modules import (
     CASES,
+    EVALUATING,
     KEY,
     TRAINING,
     assert_trees_close,
@@ -160,7 +161,7 @@ def test_evaluation_needs_no_device_axis():
     kwargs = {
         "axis_name": "batch",
         "axis_index_groups": [[0, 1]],
-        "use_running_average": True,
+        **EVALUATING,
     }
     theirs, mine = linen.BatchNorm(**kwargs), ours.BatchNorm(**kwargs)
     variables = theirs.init(KEY, x)
@@ -179,11 +180,11 @@ def test_complex_output_of_real_input():
 def test_all_axes_may_be_features():
     """Scale and bias broadcast as elsewhere."""
     norm, x = ours.BatchNorm(axis=(0, 1), use_scale=False, use_bias=False), sample()
-    x, evaluation = x[..., 0, :].reshape(-1, 6)[:4], {"use_running_average": True}
+    x = x[..., 0, :].reshape(-1, 6)[:4]
     scale, bias = jnp.arange(6.0)[None], jnp.arange(4.0)[:, None]
-    y = norm.apply(norm.init(KEY, x, **evaluation), x, **evaluation, scale=scale)
+    y = norm.apply(norm.init(KEY, x, **EVALUATING), x, **EVALUATING, scale=scale)
     assert_allclose(y, x * scale / np.sqrt(1 + 1e-5), rtol=1e-5)
-    y = norm.apply(norm.init(KEY, x, **evaluation), x, **evaluation, bias=bias)
+    y = norm.apply(norm.init(KEY, x, **EVALUATING), x, **EVALUATING, bias=bias)
     assert_allclose(y, x / np.sqrt(1 + 1e-5) + bias, rtol=1e-5)
 
 

@@ -7,9 +7,8 @@ from flax import linen
 
 import jaxnorm.linen as ours
 from jaxnorm.flax_shared import inputs
-from tests.flax_modules import KEY, TRAINING, sample
+from tests.flax_modules import EVALUATING, KEY, TRAINING, sample
 
-EVALUATING = {"use_running_average": True}
 MUTABLE = {"mutable": ["batch_stats"]}
 
 

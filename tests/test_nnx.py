@@ -10,7 +10,7 @@ from flax import nnx
 from numpy.testing import assert_allclose
 
 import jaxnorm.nnx as ours
-from tests.flax_modules import CASES, assert_trees_close, pure, rngs, sample
+from tests.flax_modules import CASES, FAMILIES, assert_trees_close, pure, rngs, sample
 
 
 @pytest.mark.parametrize("name", ours.__all__)
@@ -57,7 +57,7 @@ def test_variables_and_outputs_are_flaxs(case):
         assert_allclose(mine(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 6, 8, 10)], ids=str)
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
 @pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "dtypes",

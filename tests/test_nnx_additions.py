@@ -9,7 +9,17 @@ from numpy.testing import assert_allclose
 
 import jaxnorm.linen
 import jaxnorm.nnx as ours
-from tests.flax_modules import CASES, KEY, assert_trees_close, pure, rngs, sample
+from tests.flax_modules import (
+    CASES,
+    EVALUATING,
+    FAMILIES,
+    KEY,
+    assert_trees_close,
+    build_linen,
+    pure,
+    rngs,
+    sample,
+)
 
 
 def test_fractional_masks():
@@ -37,7 +47,7 @@ def test_debias_ddof_and_decay():
 KEYWORDS = ({"decay": 0.3}, {"momentum": 0.3})
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (0, 3, 6, 8, 10)], ids=str)
+@pytest.mark.parametrize("case", FAMILIES, ids=str)
 def test_scale_and_bias_at_call_time(case):
     x, scale = sample(), 1 + sample((4, 1, 1, 1), seed=1)
     more = {} if case.name == "RMSNorm" else {"use_bias": False}
@@ -57,8 +67,7 @@ def test_group_norm_of_another_feature_axis():
 def test_linen_and_nnx_agree():
     x = sample()
     for case in CASES:
-        more = {"use_running_average": False} if case.name == "BatchNorm" else {}
-        module = case.build("linen", jaxnorm.linen, **more)
+        module = build_linen(case, jaxnorm.linen)
         y, _ = module.apply(module.init(KEY, x), x, mutable=["batch_stats"])
         assert_allclose(case.build("nnx", ours)(x), y)
 
@@ -66,7 +75,7 @@ def test_linen_and_nnx_agree():
 def test_evaluation_needs_no_device_axis():
     """A model that trains under pmap is evaluated outside of it, as in Flax."""
     x = sample()
-    kwargs = {"axis_name": "batch", "use_running_average": True}
+    kwargs = {"axis_name": "batch", **EVALUATING}
     theirs, mine = (
         package.BatchNorm(x.shape[-1], rngs=nnx.Rngs(0), **kwargs)
         for package in (nnx, ours)
