@@ -5,12 +5,13 @@ trusted.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
 Activation = Literal["relu", "silu", "gelu"]
@@ -92,6 +93,26 @@ def check_decay(
             "None is the equal-weight average."
         )
     return decay
+
+
+def check_num_features(num_features: Any, *, caller: str) -> tuple[int, ...]:
+    """Return the shape of the features, for one number or several."""
+    shape = (
+        tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+    )
+    if not all(is_integer(n) or is_symbolic_dim(n) for n in shape):
+        raise TypeError(
+            f"{caller}: num_features must be an integer, or a sequence of them. "
+            f"Received {type(num_features).__name__}; pass the size of the feature "
+            "axis, x.shape[-1], or a tuple of sizes."
+        )
+    if any(not is_symbolic_dim(n) and n < 0 for n in shape):
+        raise ValueError(
+            f"{caller}: num_features must not be negative. Received "
+            f"num_features={num_features}; pass the size of the feature axis, "
+            "x.shape[-1]."
+        )
+    return shape
 
 
 def check_prior_weight(

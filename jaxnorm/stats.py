@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, options
@@ -73,26 +72,12 @@ def init_stats(
       NormStats(mean=Array([0., 0.], dtype=float32), var=Array([1., 1.], dtype=float32),
       weight=Array(0., dtype=float32))
     """
-    shape = (
-        tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
-    )
+    shape = options.check_num_features(num_features, caller="init_stats")
     dtype = options.as_dtype(dtype, caller="init_stats")
     if dtype != dtypes.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
-        )
-    if not all(options.is_integer(n) or is_symbolic_dim(n) for n in shape):
-        raise TypeError(
-            "init_stats: num_features must be an integer, or a sequence of them. "
-            f"Received {type(num_features).__name__}; pass the size of the feature "
-            "axis, x.shape[-1], or a tuple of sizes."
-        )
-    if any(not is_symbolic_dim(n) and n < 0 for n in shape):
-        raise ValueError(
-            "init_stats: num_features must not be negative. Received "
-            f"num_features={num_features}; pass the size of the feature axis, "
-            "x.shape[-1]."
         )
     options.check_prior_weight(prior_weight, shape, caller="init_stats")
     real = jnp.finfo(dtype).dtype

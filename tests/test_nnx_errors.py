@@ -107,6 +107,24 @@ from tests.flax_modules import rngs, sample
             "sequence of them. Received float; pass",
         ),
         (
+            lambda: ours.LayerNorm(6.0, use_scale=False, use_bias=False, rngs=rngs()),
+            TypeError,
+            r"^LayerNorm\(num_features=6\.0\): num_features must be an integer, or a "
+            "sequence of them. Received float; pass",
+        ),
+        (
+            lambda: ours.GroupNorm("6", 2, rngs=rngs()),
+            TypeError,
+            r"^GroupNorm\(num_features=6\): num_features must be an integer, or a "
+            "sequence of them. Received str; pass",
+        ),
+        (
+            lambda: ours.RMSNorm(-6, rngs=rngs()),
+            ValueError,
+            r"^RMSNorm\(num_features=-6\): num_features must not be negative. "
+            "Received num_features=-6",
+        ),
+        (
             lambda: ours.BatchNorm((3, -1), rngs=rngs()),
             ValueError,
             r"^BatchNorm\(num_features=\(3, -1\)\): num_features must not be negative. "

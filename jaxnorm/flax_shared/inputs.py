@@ -20,7 +20,7 @@ def errors_named(label: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         name, _, text = str(error).partition(": ")
-        if name not in ("batch_norm", "init_stats", "spectral_norm", "weight_norm"):
+        if name not in ("batch_norm", "spectral_norm", "weight_norm"):
             raise  # JAX's or Python's
         raise type(error)(f"{label}: {text}") from None
 

@@ -1,7 +1,7 @@
 """What the nnx modules have in common."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, InitVar
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from flax.nnx.nn import dtypes, initializers
 from flax.typing import Dtype, Initializer, PromoteDtypeFn
 from jax.typing import ArrayLike
 
+from jaxnorm import options
 from jaxnorm.axes import AxisGroups, AxisName
 from jaxnorm.flax_shared import inputs, per_example
 from jaxnorm.flax_shared.per_example import Plan
@@ -94,16 +95,16 @@ class Norm(nnx.Module):
 
     @property
     def _feature_shape(self) -> tuple[int, ...]:
-        n = self.num_features
-        return tuple(n) if isinstance(n, Sequence) else (n,)
+        caller = self._name_in_errors
+        return options.check_num_features(self.num_features, caller=caller)
 
     def _declare(
         self, use: bool, init: Initializer, rngs: nnx.Rngs, metadata: Metadata
     ) -> nnx.Param[jax.Array] | None:
+        shape = self._feature_shape
         if not use:
             return nnx.data(None)
-        key = rngs.params()
-        return nnx.Param(init(key, self._feature_shape, self.param_dtype), **metadata)
+        return nnx.Param(init(rngs.params(), shape, self.param_dtype), **metadata)
 
     def _parameters(
         self,

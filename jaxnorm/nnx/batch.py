@@ -65,8 +65,7 @@ class BatchNorm(AffineNorm):
         """Make the variables."""
         # The input is not known yet; only `dtype` announces a complex or float64 one.
         dtype = jnp.float32 if self.dtype is None else self.dtype
-        with inputs.errors_named(self._name_in_errors):
-            stats = batch.first_stats(self, self.num_features, dtype)
+        stats = batch.first_stats(self, self._feature_shape, dtype)
         self.mean = nnx.BatchStat(stats.mean)
         self.var = nnx.BatchStat(stats.var)
         if batch.has_weight(self):
