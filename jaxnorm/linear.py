@@ -4,8 +4,8 @@ JAX transposes a program operation by operation: a broadcast becomes a sum, and 
 slices becomes a concatenation. That is right, but often one of the two directions is
 slow. Here both directions are given, each in two forms: a plain one, which every
 compiler handles well and which is differentiated further, and one that is fast on
-XLA:CPU. The form is chosen at lowering, so one traced program is right on every
-platform.
+XLA:CPU. The form is chosen at lowering, by the platform and the number of devices that
+the compiler may spread arrays over, so one traced program is right on all of them.
 
 `jax.custom_derivatives.linear_call` takes a transpose as well, but has neither a second
 form nor a batching rule. So this is a primitive of our own, made of the public parts of
@@ -14,6 +14,7 @@ JAX that changes those shows in tests/test_linear.py first.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,14 +25,20 @@ Function = Callable[..., tuple[jax.Array, ...]]
 
 
 class Forms(NamedTuple):
-    """One function in two forms, either of which will do."""
+    """One function in several forms, any of which will do.
+
+    `spread`, if there is one, takes the place of the others where arrays may be spread
+    over devices.
+    """
 
     plain: Function
     cpu: Function
+    spread: Function | None = None
 
     def map(self, change: Callable[[Function], Function]) -> "Forms":
-        """Return both forms changed."""
-        return Forms(change(self.plain), change(self.cpu))
+        """Return all forms changed."""
+        spread = None if self.spread is None else change(self.spread)
+        return Forms(change(self.plain), change(self.cpu), spread)
 
 
 def call(
@@ -133,20 +140,33 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
     return out, [0] * len(out)
 
 
-def _plain(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
-    return forward.plain(*values)
+def _lower(
+    ctx: mlir.LoweringRuleContext, *values: Any, forward: Forms, cpu: bool, **_: Any
+) -> Any:
+    f = forward.cpu if cpu else forward.plain
+    if forward.spread is not None and _may_be_spread(ctx):
+        f = forward.spread
+    return mlir.lower_fun(f)(ctx, *values)
 
 
-def _cpu(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
-    return forward.cpu(*values)
+def _may_be_spread(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether the compiler may spread the arrays of this program over devices."""
+    context = ctx.module_context.axis_context
+    if isinstance(context, mlir.SPMDAxisContext):  # in shard_map or pmap
+        return not context.manual_axes.issuperset(context.mesh.axis_names)
+    return context.num_devices != 1
+
+
+def _evaluate(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
+    return (forward.spread or forward.plain)(*values)
 
 
 _linear = Primitive("linear_in_two_forms")
 _linear.multiple_results = True
-_linear.def_impl(_plain)
+_linear.def_impl(_evaluate)
 _linear.def_abstract_eval(_types)
 ad.primitive_jvps[_linear] = _differentiate
 ad.primitive_transposes[_linear] = _transpose
 batching.fancy_primitive_batchers[_linear] = _batch
-mlir.register_lowering(_linear, mlir.lower_fun(_plain))
-mlir.register_lowering(_linear, mlir.lower_fun(_cpu), platform="cpu")
+mlir.register_lowering(_linear, partial(_lower, cpu=False))
+mlir.register_lowering(_linear, partial(_lower, cpu=True), platform="cpu")

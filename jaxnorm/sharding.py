@@ -116,6 +116,14 @@ def is_spread(value: jax.Array) -> bool:
     return any(_spec(value))
 
 
+def is_explicit(*values: Any) -> bool:
+    """Whether a value, or what is computed here, lies on a mesh of Explicit axes."""
+    if jax.sharding.get_abstract_mesh().explicit_axes:
+        return True
+    # What is no array says nothing of its sharding: a ShapeDtypeStruct.
+    return _explicit_mesh(*(v for v in values if isinstance(v, jax.Array))) is not None
+
+
 def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
     """Mark `leaf` as differing along these manual axes too."""
     missing = tuple(over - _vma(jax.typeof(leaf)))

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxnorm import sharding
+
 
 class Limits(NamedTuple):
     """Numbers and sizes of slices that XLA:CPU is fast with."""
@@ -154,14 +156,14 @@ class Cut(NamedTuple):
 def cut(operands: Arrays, axis: AxisTuple) -> Cut | None:
     """Return how to cut along `axis`; the first operand has the full shape.
 
-    None if that is short, or the arrays may be spread over devices.
+    None if that is short, or the types of arrays say how they are sharded.
     """
     x = operands[0]
-    if not axis or jnp.iscomplexobj(x) or not _on_one_device():
+    present = [v for v in operands if v is not None]
+    if not axis or jnp.iscomplexobj(x) or sharding.is_explicit(*present):
         return None
     if not all(isinstance(n, int) and n for n in x.shape):  # empty, or symbolic
         return None
-    present = [v for v in operands if v is not None]
     groups = _groups([v.shape for v in present], axis)
     lengths = [math.prod(x.shape[a] for a in group) for group in groups]
     # The longest of several groups, but the last axis only if there is no other.
@@ -251,9 +253,3 @@ def _groups(shapes: list[tuple[int, ...]], axis: AxisTuple) -> list[AxisTuple]:
         else:
             groups.append((a,))
     return groups
-
-
-def _on_one_device() -> bool:
-    """Whether the compiler cannot spread the arrays of this program over devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return jax.device_count() == 1 if mesh.empty else mesh.are_all_axes_manual

@@ -7,8 +7,8 @@ once as the real and the imaginary part of a complex number. That is one loop, w
 reads each array once, in its own dtype, and writes nothing large.
 
 Other platforms fuse the two reductions by themselves, so they take the plain sums. So
-does an array that may be sharded along the slices. The platform is chosen at lowering:
-one traced program is right on all of them.
+does a program whose arrays may be sharded along the slices. The form is chosen at
+lowering: one traced program is right everywhere.
 
 The terms of a sum are given as a function of its operands, so that slices are cut from
 arrays that are in memory already, not from terms that would have to be written first.
@@ -46,7 +46,7 @@ def sum_terms(
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
     packed = partial(_sum_packed, f, axis, cut)
-    return linear.choose(linear.Forms(plain, packed), operands)
+    return linear.choose(linear.Forms(plain, packed, spread=plain), operands)
 
 
 def sum_linear_terms(
@@ -123,11 +123,11 @@ def approximate_mean(
     if cut is None or not size:
         return plain(x)[0], True
     sample = partial(_mean_of_sample, axis, cut, pieces, size)
-    sampled = partial(sample, packed=True)
-    if not cut.along_last_axis:
-        plain = partial(sample, packed=False)
-    # Other platforms fuse the sums over a row with its output: they take the mean.
-    (mean,) = linear.choose(linear.Forms(plain, sampled), (x,))
+    packed, unpacked = (partial(sample, packed=packed) for packed in (True, False))
+    # Other platforms fuse the sums over a row with its output: they take the mean. So
+    # do arrays that are sharded: a sample would have to be collected.
+    other = plain if cut.along_last_axis else unpacked
+    (mean,) = linear.choose(linear.Forms(other, packed, spread=plain), (x,))
     return mean, False
 
 
@@ -273,4 +273,5 @@ def _sums_and_transpose(
         each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
-    return linear.Forms(plain, packed), linear.Forms(broadcast, broadcast)
+    sums = linear.Forms(plain, packed, spread=plain)
+    return sums, linear.Forms(broadcast, broadcast)

@@ -22,27 +22,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 gc.set_threshold(100_000, 50, 50)  # looking through what tracing makes takes 8%
 
 
-@pytest.fixture
-def one_device(monkeypatch):
-    """Run a test with the sums of one CPU device.
-
-    With eight devices no program is known to run on one of them; here it is.
-    """
-    yield from sums_of_one_device(monkeypatch, True)
-
-
 @pytest.fixture(params=["packed", "plain"])
 def way_to_sum(request, monkeypatch):
     """Run a test with the sums of one CPU device, then with all others'."""
-    yield from sums_of_one_device(monkeypatch, request.param == "packed")
+    from jaxnorm import linear
 
-
-def sums_of_one_device(monkeypatch, value):
-    from jaxnorm import slices
-
-    monkeypatch.setattr(slices, "_on_one_device", lambda: value)
+    if request.param == "plain":
+        monkeypatch.setattr(linear, "_may_be_spread", lambda context: True)
     forget_what_was_traced()
-    yield value
+    yield request.param
     forget_what_was_traced()
 
 

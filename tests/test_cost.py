@@ -63,11 +63,9 @@ def test_one_collective_forward_and_one_backward(dtype):
     assert costs("sync_batch_norm", dtype, "vjp").collectives == 2
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("shape", [(4096, 512), (32, 14, 14, 256), (32, 28, 28, 128)])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 40), ("bfloat16", 22)])
 def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
-    """On one CPU device; these tests run with eight."""
     monkeypatch.setitem(SHAPES, "batch_norm", shape)
     own = costs("batch_norm", dtype).bytes_per_element
     flax = costs("batch_norm", dtype, provider="linen").bytes_per_element
@@ -75,7 +73,6 @@ def test_batch_norm_moves_few_bytes(shape, dtype, most, monkeypatch):
     assert own <= 0.7 * flax
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(
     ("dtype", "most", "ratio"), [("float32", 59, 1.05), ("bfloat16", 34.8, 1.07)]
 )
@@ -107,7 +104,6 @@ def test_a_fused_branch_moves_about_as_few_bytes_as_a_separate_one(dtype, most, 
     assert moved(fused) <= ratio * moved(separate)
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 26.5), ("bfloat16", 14.5)])
 def test_evaluation_reads_its_input_once_a_pass(dtype, most):
     """Forward x and y; backward both inputs for two sums, the cotangent, and dx."""
@@ -117,7 +113,6 @@ def test_evaluation_reads_its_input_once_a_pass(dtype, most):
     assert own < flax
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 15), ("bfloat16", 10)])
 def test_layer_norm_of_few_rows_moves_few_bytes(dtype, most):
     """Of fewer than 4096 rows XLA:CPU makes no kernel of its library."""
@@ -134,14 +129,12 @@ MOST_BYTES = {
 }
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", MOST_BYTES)
 def test_other_norms_move_few_bytes(op):
     for dtype, most in zip(("float32", "bfloat16"), MOST_BYTES[op], strict=True):
         assert costs(op, dtype).bytes_per_element <= most
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", ["batch_norm", "layer_norm", "group_norm"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 43), ("bfloat16", 26)])
 def test_forward_mode_moves_as_few_bytes(op, dtype, most):
@@ -172,7 +165,6 @@ def computed_for_each_element(program, size):
     return counts
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("mode", ["forward", "vjp", "jvp"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -195,7 +187,6 @@ def kernels_that_read_the_input(program):
     return len(re.findall(rf" fusion\((?:.*, )?%(?:{either})[,)]", entry))
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize(("mode", "most"), [("forward", 3), ("vjp", 5)])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -230,7 +221,6 @@ ROW_NORMS = {
 }
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("op", ["layer_norm", "rms_norm"])
 def test_rows_in_half_precision_move_no_more_bytes_than_flaxs(op):
     own, flax = (
@@ -240,7 +230,6 @@ def test_rows_in_half_precision_move_no_more_bytes_than_flaxs(op):
     assert own <= 1.01 * flax
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("name", ROW_NORMS)
 def test_rows_in_half_precision_are_one_kernel(name):
     """It reads the input and writes the output: 2 bytes each, if there are 4096 rows.
@@ -253,7 +242,6 @@ def test_rows_in_half_precision_are_one_kernel(name):
         assert bytes_accessed(compiled) / x.size <= most
 
 
-@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("op", "most"),

@@ -90,7 +90,6 @@ def compiled(caplog, call):
     return [text for text in texts if "Compiling" in text]
 
 
-@pytest.mark.usefixtures("one_device")  # what is packed is held by functions
 @pytest.mark.parametrize("name", ["batch", "evaluation", "layer", "rms", "group"])
 def test_differentiation_keeps_nothing_that_was_traced(name):
     """Functions that JAX holds in its caches refer to no tracer."""

@@ -309,9 +309,9 @@ def run(program: Program, layout: str, inputs: dict[str, jax.Array]) -> Any:
 
 
 @functools.cache
-def compiled(program: Program, layout: str, packed: bool) -> Callable[..., Any]:
+def compiled(program: Program, layout: str, way: str) -> Callable[..., Any]:
     """Return `run` under jit; cases that differ in their data only share it."""
-    del packed  # what is compiled depends on it
+    del way  # what is compiled depends on it
     return jax.jit(functools.partial(run, program, layout))
 
 
@@ -332,7 +332,7 @@ def list_runs() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("case", "precision", "layout"), list(list_runs()))
 def test_agrees_with_pytorch(
-    case: Case, precision: str, layout: str, way_to_sum: bool
+    case: Case, precision: str, layout: str, way_to_sum: str
 ) -> None:
     with jax.enable_x64(precision == "float64"):
         inputs = {key: jnp.asarray(v, precision) for key, v in case.inputs.items()}

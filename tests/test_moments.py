@@ -89,12 +89,10 @@ def test_values_that_hide_in_the_sample_cost_no_digits(rows, part):
 
 
 @pytest.mark.parametrize("rows", [49, 200, 5003, 6272, 50_000])
-def test_outliers_in_the_very_rows_of_the_sample(rows, monkeypatch):
+def test_outliers_in_the_very_rows_of_the_sample(rows):
     """The worst for the shift: a fifth of all, and just what it is taken from."""
-    with monkeypatch.context() as patch:
-        patch.setattr(slices, "_on_one_device", lambda: True)
-        cut = slices.cut((jax.ShapeDtypeStruct((rows, 4), jnp.float32),), (0,))
-        pieces, size = sums._sample(cut, False)
+    cut = slices.cut((jax.ShapeDtypeStruct((rows, 4), jnp.float32),), (0,))
+    pieces, size = sums._sample(cut, False)
     variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
     for seed, step in itertools.product(range(6), (0.01, 0.02, 1, 100)):
         x = np.random.default_rng(seed).normal(0, 0.01, (rows, 4)).astype(np.float32)
