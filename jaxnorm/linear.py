@@ -13,6 +13,7 @@ form nor a batching rule. So this is a primitive of our own, made of the public 
 JAX that changes those shows in tests/test_linear.py first.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,18 +28,22 @@ Function = Callable[..., tuple[jax.Array, ...]]
 class Forms(NamedTuple):
     """One function in several forms, any of which will do.
 
-    `spread`, if there is one, takes the place of the others where arrays may be spread
-    over devices.
+    `spread(n)`, if there is one, takes the place of the others where arrays may be
+    spread over n devices.
     """
 
     plain: Function
     cpu: Function
-    spread: Function | None = None
+    spread: Callable[[int], Function] | None = None
 
     def map(self, change: Callable[[Function], Function]) -> "Forms":
         """Return all forms changed."""
-        spread = None if self.spread is None else change(self.spread)
-        return Forms(change(self.plain), change(self.cpu), spread)
+        plain, cpu, spread = self
+        return Forms(
+            change(plain),
+            change(cpu),
+            None if spread is None else lambda devices: change(spread(devices)),
+        )
 
 
 def call(
@@ -143,22 +148,26 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
 def _lower(
     ctx: mlir.LoweringRuleContext, *values: Any, forward: Forms, cpu: bool, **_: Any
 ) -> Any:
-    f = forward.cpu if cpu else forward.plain
-    if forward.spread is not None and _may_be_spread(ctx):
-        f = forward.spread
+    devices = _number_of_devices(ctx)
+    if forward.spread is not None and devices > 1:
+        f = forward.spread(devices)
+    else:
+        f = forward.cpu if cpu else forward.plain
     return mlir.lower_fun(f)(ctx, *values)
 
 
-def _may_be_spread(ctx: mlir.LoweringRuleContext) -> bool:
-    """Whether the compiler may spread the arrays of this program over devices."""
+def _number_of_devices(ctx: mlir.LoweringRuleContext) -> int:
+    """Return how many devices the compiler may spread an array over."""
     context = ctx.module_context.axis_context
-    if isinstance(context, mlir.SPMDAxisContext):  # in shard_map or pmap
-        return not context.manual_axes.issuperset(context.mesh.axis_names)
-    return context.num_devices != 1
+    if not isinstance(context, mlir.SPMDAxisContext):
+        return context.num_devices
+    # In shard_map or pmap: over the axes of the mesh that are not manual.
+    sizes = context.mesh.shape.items()
+    return math.prod(n for name, n in sizes if name not in context.manual_axes)
 
 
 def _evaluate(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, ...]:
-    return (forward.spread or forward.plain)(*values)
+    return forward.plain(*values)
 
 
 _linear = Primitive("linear_in_two_forms")

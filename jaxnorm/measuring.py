@@ -10,6 +10,7 @@ Numerics, in one place:
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxnorm import devices, dtypes, sums
 from jaxnorm.arithmetic import inner, reciprocal, settle, show_overflow, square
 from jaxnorm.reduction import Reduction, per_channel, sum_groups
+from jaxnorm.shards import measure_shards
 from jaxnorm.shifted import ShiftedMoments, pool
 from jaxnorm.weighting import deviations, total_weight, weigh, weigh_linearly
 
@@ -38,6 +40,19 @@ def measure(
     input is rounded by.
     """
     pack_last_axis = moments_used or not _faster_together(x, over)
+    measure_set = partial(_measure_set, pack_last_axis=pack_last_axis)
+    here = over._replace(axis_name=None, axis_index_groups=None)
+    moments = measure_shards(measure_set, x, weights, here)
+    if over.axis_name is not None:
+        moments = pool(moments, over.axis_name, over.axis_index_groups)
+        moments = moments._replace(shift=sums.hold(moments.shift))
+    return moments
+
+
+def _measure_set(
+    x: jax.Array, weights: jax.Array | None, over: Reduction, *, pack_last_axis: bool
+) -> ShiftedMoments:
+    """Measure from one shift."""
     count = sum_groups(total_weight(x, weights, over.axis), over, x)
     shift, is_mean = _near_mean(x, weights, count, over, pack_last_axis)
     # All users must see the shift rounded alike, which `settle` sees to. In half
@@ -57,11 +72,7 @@ def measure(
         # that rounds least. From the mean itself little does: the other is faster.
         excess = count * square(mean) if is_mean else inner(first, mean)
         m2 = jnp.maximum(second - excess, 0)
-    moments = ShiftedMoments(count, shift, mean, m2)
-    if over.axis_name is None:
-        return moments
-    pooled = pool(moments, over.axis_name, over.axis_index_groups)
-    return pooled._replace(shift=sums.hold(pooled.shift))
+    return ShiftedMoments(count, shift, mean, m2)
 
 
 def _near_mean(

@@ -124,6 +124,18 @@ def is_explicit(*values: Any) -> bool:
     return _explicit_mesh(*(v for v in values if isinstance(v, jax.Array))) is not None
 
 
+def split(value: jax.Array, parts: int) -> jax.Array:
+    """Split the first axis into `parts`, and what each has; an axis of 1 has one."""
+    parts = min(parts, value.shape[0])
+    sizes = (parts, value.shape[0] // parts, *value.shape[1:])
+    mesh = _explicit_mesh(value)
+    if mesh is None:
+        return value.reshape(sizes)
+    first, *others = _spec(value)
+    spec = PartitionSpec(first, None, *others)
+    return lax.reshape(value, sizes, out_sharding=NamedSharding(mesh, spec))
+
+
 def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
     """Mark `leaf` as differing along these manual axes too."""
     missing = tuple(over - _vma(jax.typeof(leaf)))

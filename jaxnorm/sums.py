@@ -46,7 +46,7 @@ def sum_terms(
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
     packed = partial(_sum_packed, f, axis, cut)
-    return linear.choose(linear.Forms(plain, packed, spread=plain), operands)
+    return linear.choose(linear.Forms(plain, packed, lambda _: plain), operands)
 
 
 def sum_linear_terms(
@@ -127,7 +127,7 @@ def approximate_mean(
     # Other platforms fuse the sums over a row with its output: they take the mean. So
     # do arrays that are sharded: a sample would have to be collected.
     other = plain if cut.along_last_axis else unpacked
-    (mean,) = linear.choose(linear.Forms(other, packed, spread=plain), (x,))
+    (mean,) = linear.choose(linear.Forms(other, packed, lambda _: plain), (x,))
     return mean, False
 
 
@@ -273,5 +273,5 @@ def _sums_and_transpose(
         each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
-    sums = linear.Forms(plain, packed, spread=plain)
+    sums = linear.Forms(plain, packed, lambda _: plain)
     return sums, linear.Forms(broadcast, broadcast)

@@ -28,6 +28,7 @@ ORDER = [
     "slices",
     "sums",
     "reduction",
+    "shards",
     "weighting",
     "measuring",
     "operands",

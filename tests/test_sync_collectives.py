@@ -7,14 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxnorm import shifted
 from tests.collectives import list_collectives
 from tests.spreading import (
+    AUTO,
     AXIS,
     CHECKED,
+    EXPLICIT,
     PMAP,
     UNCHECKED,
+    make_mesh,
+    place,
     split,
     spread,
 )
@@ -41,17 +47,17 @@ def inputs(axis, weighted):
     return x, np.abs(x[..., :1]) if weighted else None
 
 
-def two_layers(norm, x, weights, scale, bias):
+def two_layers(norm, x, weights, scale, bias, axis_name=AXIS):
     """Return the output, and statistics as each device has them."""
-    norm = partial(norm, weights=weights, axis_name=AXIS)
+    norm = partial(norm, weights=weights, axis_name=axis_name)
     x, first = norm(x, scale, bias)
     y, second = norm(jnp.sin(x), scale + 1, bias)
     return y, jax.tree.map(lambda leaf: leaf[None], (first, second))
 
 
-def two_layers_backward(norm, sum_over, x, weights, scale, bias):
+def two_layers_backward(norm, sum_over, x, weights, scale, bias, axis_name=AXIS):
     def loss(x, scale, bias):
-        y, stats = two_layers(norm, x, weights, scale, bias)
+        y, stats = two_layers(norm, x, weights, scale, bias, axis_name)
         return jnp.sum(y**2), stats
 
     (dx, *rest), stats = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
@@ -109,3 +115,26 @@ def test_one_collective_a_layer_forward_and_one_backward(mode, name):
     sum_over = None if mode.sums_gradients else AXIS
     backward = partial(two_layers_backward, norm, sum_over)
     assert find(backward, out_axes=(axis, 0, None)) == ["all-reduce"] * 4
+
+
+@pytest.mark.parametrize("weighted", [FULL, WEIGHTED])
+@pytest.mark.parametrize("mode", [AUTO, EXPLICIT], ids=str)
+def test_one_collective_each_way_under_plain_jit(mode, weighted):
+    """Parts of the rows, one a device, are measured from a shift of their own."""
+    norm, axis, _ = POOLING["batch"]
+    args = place(mode, (*inputs(axis, weighted), SCALE, BIAS), (axis, axis, None, None))
+    forward = jax.jit(partial(two_layers, norm, axis_name=None))
+    assert list_collectives(forward, *args) == ["all-reduce"] * 2
+    backward = jax.jit(partial(two_layers_backward, norm, None, axis_name=None))
+    assert list_collectives(backward, *args) == ["all-reduce"] * 4
+
+
+@pytest.mark.parametrize("mode", [AUTO, EXPLICIT], ids=str)
+@pytest.mark.parametrize(
+    ("spec", "number"), [(P("data"), 1), (P(("data", "model")), 1), (P(), 0)], ids=str
+)
+def test_one_collective_over_a_part_of_the_mesh(mode, spec, number):
+    mesh = make_mesh(mode, {"data": 4, "model": 2})
+    x = jax.device_put(inputs(0, FULL)[0], NamedSharding(mesh, spec))
+    norm = jax.jit(lambda x: NORMS["batch"][0](x, SCALE, BIAS))
+    assert list_collectives(norm, x) == ["all-reduce"] * number

@@ -1,0 +1,68 @@
+"""Moments of rows that the compiler spreads over devices, with one collective.
+
+In shard_map every device measures its own rows, from a shift of its own, and moments
+are all that is exchanged. Under plain jit there is one program for the rows of all
+devices, and a shift for all of them would be a collective of its own, before that of
+the sums. So the rows are measured in as many parts as there are devices, each from its
+own shift, and merged. (Every shard is then one part or several, since meshes divide the
+number of devices.) That number is known at lowering.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import linear, sharding, shifted, sums
+from jaxnorm.reduction import Reduction
+from jaxnorm.shifted import ShiftedMoments
+
+Measure = Callable[[jax.Array, jax.Array | None, Reduction], ShiftedMoments]
+
+
+def measure_shards(
+    measure: Measure, x: jax.Array, weights: jax.Array | None, over: Reduction
+) -> ShiftedMoments:
+    """Return measure(x, weights, over), or that of parts of the first axis, merged.
+
+    The first axis is the one that batches are spread along. Where it is not reduced, or
+    there is no shift, parts gain nothing.
+    """
+    if 0 not in over.axis or not over.centered or over.channel_groups is not None:
+        return measure(x, weights, over)
+    if not isinstance(x.shape[0], int):  # symbolic, as in jax.export
+        return measure(x, weights, over)
+
+    def whole(x: jax.Array, weights: jax.Array | None) -> ShiftedMoments:
+        return measure(x, weights, over)
+
+    def in_parts(devices: int) -> linear.Function:
+        return partial(_measure_parts, measure, over, devices)
+
+    forms = linear.Forms(whole, whole, in_parts)
+    return ShiftedMoments(*linear.choose(forms, (x, weights)))
+
+
+def _measure_parts(
+    measure: Measure,
+    over: Reduction,
+    number: int,
+    x: jax.Array,
+    weights: jax.Array | None,
+) -> ShiftedMoments:
+    if number > shifted.FEW_DEVICES or x.shape[0] % number:
+        return measure(x, weights, over)
+    within = over._replace(axis=tuple(axis + 1 for axis in over.axis))
+    if weights is not None:
+        weights = sharding.split(weights, number)
+    parts = measure(sharding.split(x, number), weights, within)
+    own = jnp.eye(number, dtype=bool)
+
+    def collect(leaf: jax.Array) -> jax.Array:
+        """Give every device those of all: one sum over the parts, so one collective."""
+        table = own.reshape(number, number, *(1,) * (leaf.ndim - 1))
+        return jnp.sum(jnp.where(table, leaf[:, None], 0), 0)
+
+    merged = shifted.merge(jax.tree.map(collect, parts))
+    return merged._replace(shift=sums.hold(merged.shift))
