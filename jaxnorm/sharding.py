@@ -104,9 +104,7 @@ def whole_parts(value: jax.Array, axis: int, parts: int) -> jax.Array:
     if mesh is None:
         return value
     spec = _spec(value)
-    names = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
-    shards = math.prod(mesh.shape[name] for name in names if name is not None)
-    if parts % shards:
+    if parts % count_shards(value, axis):
         spec[axis] = None
     return _reshard(value, mesh, spec)
 
@@ -122,6 +120,16 @@ def is_explicit(*values: Any) -> bool:
         return True
     # What is no array says nothing of its sharding: a ShapeDtypeStruct.
     return _explicit_mesh(*(v for v in values if isinstance(v, jax.Array))) is not None
+
+
+def count_shards(value: jax.Array, axis: int) -> int:
+    """Return the number of shards along `axis`, on a mesh of Explicit axes."""
+    mesh = _explicit_mesh(value)
+    if mesh is None:
+        return 1
+    names = _spec(value)[axis]
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(mesh.shape[name] for name in names if name is not None)
 
 
 def split(value: jax.Array, parts: int) -> jax.Array:

@@ -5,7 +5,8 @@ are all that is exchanged. Under plain jit there is one program for the rows of 
 devices, and a shift for all of them would be a collective of its own, before that of
 the sums. So the rows are measured in as many parts as there are devices, each from its
 own shift, and merged. (Every shard is then one part or several, since meshes divide the
-number of devices.) That number is known at lowering.
+number of devices.) That number is known at lowering. On a mesh of Explicit axes, types
+say already what the shards are.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,9 @@ def measure_shards(
         return measure(x, weights, over)
     if not isinstance(x.shape[0], int):  # symbolic, as in jax.export
         return measure(x, weights, over)
+    if sharding.is_explicit(x, weights):
+        shards = sharding.count_shards(x, 0)
+        return _measure_parts(measure, over, shards, x, weights)
 
     def whole(x: jax.Array, weights: jax.Array | None) -> ShiftedMoments:
         return measure(x, weights, over)
@@ -51,7 +55,7 @@ def _measure_parts(
     x: jax.Array,
     weights: jax.Array | None,
 ) -> ShiftedMoments:
-    if number > shifted.FEW_DEVICES or x.shape[0] % number:
+    if not 1 < number <= shifted.FEW_DEVICES or x.shape[0] % number:
         return measure(x, weights, over)
     within = over._replace(axis=tuple(axis + 1 for axis in over.axis))
     if weights is not None:

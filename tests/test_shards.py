@@ -206,3 +206,15 @@ def test_a_number_of_rows_that_is_not_known():
 def test_no_features():
     x = put(AUTO, np.ones((8, 0), np.float32), "data")
     assert jax.jit(lambda x: jn.compute_moments(x, 0))(x).mean.shape == (0,)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_whose_weights_alone_are_sharded(mapped):
+    def measure(weights):
+        return jn.compute_moments(X, (0, 1), weights=weights)
+
+    weights = put(EXPLICIT, np.stack([PER_ROW] * 4), *["data"] if mapped else [])
+    got = jax.jit(jax.vmap(measure) if mapped else lambda w: measure(w[0]))(weights)
+    _, mean, m2 = moments64(X, (0, 1), PER_ROW)
+    np.testing.assert_allclose(got.mean, np.broadcast_to(mean, got.mean.shape), 1e-6)
+    np.testing.assert_allclose(got.m2, np.broadcast_to(m2, got.m2.shape), 2e-6)
