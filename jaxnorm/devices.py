@@ -1,7 +1,8 @@
 """Exchange small statistics between devices: the only collectives of this package.
 
 `gather` and `sum_over_devices` issue one all-reduce for all their arrays (one each, if
-the arrays are sharded over Explicit mesh axes besides).
+the arrays are sharded over Explicit mesh axes besides). `collect` is the `gather` of
+plain jit, where there is no axis name.
 
 `lax.psum` is the one collective that means the same, and has the same type, under pmap,
 vmap with an axis name, and shard_map with and without check_vma; its transpose is one
@@ -33,6 +34,21 @@ def gather(tree: Tree, axis_name: AxisName) -> Tree:
         return jnp.where(row.reshape((-1,) + (1,) * leaf.ndim), leaf, 0)
 
     return _packed(lambda flat: lax.psum(flat, axis_name), jax.tree.map(place, tree))
+
+
+def collect(tree: Tree, rows: int) -> Tree:
+    """Give every device all rows of the leaves, which the compiler has spread.
+
+    A leaf of one row has it in common to all. This sums a table in which every row
+    fills its own, again: XLA makes one all-reduce for all leaves.
+    """
+    own = jnp.eye(rows, dtype=bool)
+
+    def add_up(leaf: jax.Array) -> jax.Array:
+        table = own.reshape(rows, rows, *(1,) * (leaf.ndim - 1))
+        return jnp.sum(jnp.where(table, leaf[:, None], 0), 0)
+
+    return jax.tree.map(add_up, tree)
 
 
 def sum_over_devices(

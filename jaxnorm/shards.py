@@ -13,9 +13,8 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
-from jaxnorm import linear, sharding, shifted, sums
+from jaxnorm import devices, linear, sharding, shifted, sums
 from jaxnorm.reduction import Reduction
 from jaxnorm.shifted import ShiftedMoments
 
@@ -41,8 +40,8 @@ def measure_shards(
     def whole(x: jax.Array, weights: jax.Array | None) -> ShiftedMoments:
         return measure(x, weights, over)
 
-    def in_parts(devices: int) -> linear.Function:
-        return partial(_measure_parts, measure, over, devices)
+    def in_parts(number: int) -> linear.Function:
+        return partial(_measure_parts, measure, over, number)
 
     forms = linear.Forms(whole, whole, in_parts)
     return ShiftedMoments(*linear.choose(forms, (x, weights)))
@@ -61,12 +60,5 @@ def _measure_parts(
     if weights is not None:
         weights = sharding.split(weights, number)
     parts = measure(sharding.split(x, number), weights, within)
-    own = jnp.eye(number, dtype=bool)
-
-    def collect(leaf: jax.Array) -> jax.Array:
-        """Give every device those of all: one sum over the parts, so one collective."""
-        table = own.reshape(number, number, *(1,) * (leaf.ndim - 1))
-        return jnp.sum(jnp.where(table, leaf[:, None], 0), 0)
-
-    merged = shifted.merge(jax.tree.map(collect, parts))
+    merged = shifted.merge(devices.collect(parts, number))
     return merged._replace(shift=sums.hold(merged.shift))

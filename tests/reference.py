@@ -3,6 +3,8 @@
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 
 def normalize(
     xp: ModuleType,
@@ -46,6 +48,15 @@ def moments(
     mean = mean if centered else xp.zeros_like(mean)
     var = xp.sum(weights * (x - mean) ** 2, axis=axes, keepdims=True) / count
     return mean, var, count
+
+
+def moments64(
+    x: Any, axis: tuple[int, ...], weights: Any = None
+) -> tuple[Any, Any, Any]:
+    """Return NumPy's count, mean and variance in float64, without the reduced axes."""
+    x = np.asarray(x, np.float64)
+    mean, var, count = moments(np, x, weights, axes=axis)
+    return np.squeeze(count, axis), np.squeeze(mean, axis), np.squeeze(var, axis)
 
 
 def _split(v: Any, groups: int) -> Any:

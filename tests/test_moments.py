@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 
 import jaxnorm as jn
 from jaxnorm import slices, sums
-from tests import reference
 from tests.derivatives import check_grads
+from tests.reference import moments64
 
 pytestmark = pytest.mark.usefixtures("way_to_sum")
 
 RNG = np.random.default_rng(0)
-
-
-def moments64(x, axis, weights=None):
-    """Return the oracle's count, mean and variance."""
-    x = np.asarray(x, np.float64)
-    mean, var, count = reference.moments(np, x, weights, axes=axis)
-    return np.squeeze(count, axis), np.squeeze(mean, axis), np.squeeze(var, axis)
 
 
 def samples(size, offset):
