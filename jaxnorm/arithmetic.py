@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnorm import linear
+
 
 def reciprocal(count: jax.Array) -> jax.Array:
     """Return 1 / count, and 0 where count is 0."""
@@ -24,8 +26,21 @@ def inner(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def show_overflow(squares: jax.Array) -> jax.Array:
-    """Turn an infinite sum of squares into NaN: its inverse root, 0, would hide it."""
-    return squares + 0 * squares
+    """Turn an infinite sum of squares into NaN: its inverse root, 0, would hide it.
+
+    A remainder uses the sum once, so that XLA:GPU still makes one kernel of rows and
+    their root mean square. On CPUs it is slow, and on TPUs not a function of IEEE 754.
+    """
+    forms = linear.Forms(_remainder, _sum_with_zero, tpu=_sum_with_zero)
+    return linear.choose(forms, (squares,))[0]
+
+
+def _remainder(v: jax.Array) -> tuple[jax.Array]:
+    return (lax.rem(v, lax.full_like(v, jnp.inf)),)
+
+
+def _sum_with_zero(v: jax.Array) -> tuple[jax.Array]:
+    return (v + 0 * v,)
 
 
 def settle(shift: jax.Array) -> jax.Array:

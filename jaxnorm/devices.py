@@ -30,10 +30,11 @@ def gather(tree: Tree, axis_name: AxisName) -> Tree:
     """Stack the leaves of all devices along a new leading axis."""
     row = jnp.arange(lax.axis_size(axis_name)) == lax.axis_index(axis_name)
 
-    def place(leaf: jax.Array) -> jax.Array:
-        return jnp.where(row.reshape((-1,) + (1,) * leaf.ndim), leaf, 0)
+    def gather_one(leaf: jax.Array) -> jax.Array:
+        own = row.reshape((-1,) + (1,) * leaf.ndim)
+        return lax.psum(jnp.where(own, leaf, 0), axis_name)
 
-    return _packed(lambda flat: lax.psum(flat, axis_name), jax.tree.map(place, tree))
+    return _packed(gather_one, tree)
 
 
 def collect(tree: Tree, rows: int) -> Tree:
@@ -87,7 +88,10 @@ def _group_of_each_device(groups: Groups) -> jax.Array:
 
 
 def _packed(collective: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
-    """Apply `collective` once, to a vector made of all leaves; or to each of them."""
+    """Apply `collective` once, to a vector made of all leaves; or to each of them.
+
+    What it returns may have further axes in front.
+    """
     leaves, structure = jax.tree.flatten(tree)
     if any(is_spread(leaf) for leaf in leaves):  # over further, Explicit axes
         return jax.tree.map(collective, tree)
@@ -95,7 +99,8 @@ def _packed(collective: Callable[[jax.Array], jax.Array], tree: Tree) -> Tree:
     flat = collective(jnp.concatenate([leaf.astype(dtype).ravel() for leaf in leaves]))
     results, start = [], 0
     for leaf in leaves:
-        part = flat[start : start + leaf.size].reshape(leaf.shape)
+        part = lax.slice_in_dim(flat, start, start + leaf.size, axis=-1)
+        part = part.reshape(*flat.shape[:-1], *leaf.shape)
         part = part if jnp.iscomplexobj(leaf) else part.real
         results.append(part.astype(leaf.dtype))
         start += leaf.size

@@ -1,11 +1,12 @@
-"""Linear functions with a hand-written transpose, and with a form for CPUs.
+"""Linear functions with a hand-written transpose, and with forms for platforms.
 
 JAX transposes a program operation by operation: a broadcast becomes a sum, and a sum of
 slices becomes a concatenation. That is right, but often one of the two directions is
-slow. Here both directions are given, each in two forms: a plain one, which every
-compiler handles well and which is differentiated further, and one that is fast on
-XLA:CPU. The form is chosen at lowering, by the platform and the number of devices that
-the compiler may spread arrays over, so one traced program is right on all of them.
+slow. Here both directions are given, each in several forms: a plain one, which every
+compiler handles well and which is differentiated further, and others, such as one that
+is fast on XLA:CPU. The form is chosen at lowering, by the platform and the number of
+devices that the compiler may spread arrays over, so one traced program is right on all
+of them.
 
 `jax.custom_derivatives.linear_call` takes a transpose as well, but has neither a second
 form nor a batching rule. So this is a primitive of our own, made of the public parts of
@@ -29,21 +30,31 @@ class Forms(NamedTuple):
     """One function in several forms, any of which will do.
 
     `spread(n)`, if there is one, takes the place of the others where arrays may be
-    spread over n devices.
+    spread over n devices. TPUs take the plain form if they have none of their own.
     """
 
     plain: Function
     cpu: Function
     spread: Callable[[int], Function] | None = None
+    tpu: Function | None = None
 
     def map(self, change: Callable[[Function], Function]) -> "Forms":
         """Return all forms changed."""
-        plain, cpu, spread = self
+        plain, cpu, spread, tpu = self
         return Forms(
             change(plain),
             change(cpu),
             None if spread is None else lambda devices: change(spread(devices)),
+            None if tpu is None else change(tpu),
         )
+
+    def choose(self, platform: str | None, devices: int) -> Function:
+        """Return the form for programs of so many devices of a platform."""
+        if self.spread is not None and devices > 1:
+            return self.spread(devices)
+        if platform == "tpu" and self.tpu is not None:
+            return self.tpu
+        return self.cpu if platform == "cpu" else self.plain
 
 
 def call(
@@ -75,7 +86,7 @@ def call(
 
 
 def choose(forms: Forms, operands: Sequence[jax.Array | None]) -> tuple[jax.Array, ...]:
-    """Return forms.plain(*operands), or on a CPU forms.cpu(*operands).
+    """Return what one of the forms makes of the operands.
 
     None of the arguments is a linear one, so nothing is ever transposed.
     `lax.platform_dependent` does the same, but fails to be lowered in a `shard_map`
@@ -146,14 +157,14 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
 
 
 def _lower(
-    ctx: mlir.LoweringRuleContext, *values: Any, forward: Forms, cpu: bool, **_: Any
+    ctx: mlir.LoweringRuleContext,
+    *values: Any,
+    forward: Forms,
+    platform: str | None,
+    **_: Any,
 ) -> Any:
-    devices = _number_of_devices(ctx)
-    if forward.spread is not None and devices > 1:
-        f = forward.spread(devices)
-    else:
-        f = forward.cpu if cpu else forward.plain
-    return mlir.lower_fun(f)(ctx, *values)
+    form = forward.choose(platform, _number_of_devices(ctx))
+    return mlir.lower_fun(form)(ctx, *values)
 
 
 def _number_of_devices(ctx: mlir.LoweringRuleContext) -> int:
@@ -170,12 +181,14 @@ def _evaluate(*values: jax.Array, forward: Forms, **_: Any) -> tuple[jax.Array, 
     return forward.plain(*values)
 
 
-_linear = Primitive("linear_in_two_forms")
+_linear = Primitive("linear_in_several_forms")
 _linear.multiple_results = True
 _linear.def_impl(_evaluate)
 _linear.def_abstract_eval(_types)
 ad.primitive_jvps[_linear] = _differentiate
 ad.primitive_transposes[_linear] = _transpose
 batching.fancy_primitive_batchers[_linear] = _batch
-mlir.register_lowering(_linear, partial(_lower, cpu=False))
-mlir.register_lowering(_linear, partial(_lower, cpu=True), platform="cpu")
+for _platform in (None, "cpu", "tpu"):  # None: any other
+    mlir.register_lowering(
+        _linear, partial(_lower, platform=_platform), platform=_platform
+    )

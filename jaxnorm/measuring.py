@@ -17,12 +17,18 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxnorm import devices, dtypes, sums
+from jaxnorm import devices, dtypes, sampling, sums
 from jaxnorm.arithmetic import inner, reciprocal, settle, show_overflow, square
+from jaxnorm.parts import measure_in_parts
 from jaxnorm.reduction import Reduction, per_channel, sum_groups
-from jaxnorm.shards import measure_shards
 from jaxnorm.shifted import ShiftedMoments, pool
-from jaxnorm.weighting import deviations, total_weight, weigh, weigh_linearly
+from jaxnorm.weighting import (
+    deviations,
+    total_weight,
+    weigh,
+    weigh_linearly,
+    weighs_the_same_everywhere,
+)
 
 
 def measure(
@@ -42,9 +48,12 @@ def measure(
     pack_last_axis = moments_used or not _faster_together(x, over)
     measure_set = partial(_measure_set, pack_last_axis=pack_last_axis)
     here = over._replace(axis_name=None, axis_index_groups=None)
-    moments = measure_shards(measure_set, x, weights, here)
+    moments = measure_in_parts(measure_set, x, weights, here)
     if over.axis_name is not None:
-        moments = pool(moments, over.axis_name, over.axis_index_groups)
+        alike = weighs_the_same_everywhere(x, weights)
+        if alike:  # counted anew, as vmap takes what `linear` returns for different
+            moments = moments._replace(count=_count(x, None, over))
+        moments = pool(moments, over.axis_name, over.axis_index_groups, alike=alike)
         moments = moments._replace(shift=sums.hold(moments.shift))
     return moments
 
@@ -53,7 +62,7 @@ def _measure_set(
     x: jax.Array, weights: jax.Array | None, over: Reduction, *, pack_last_axis: bool
 ) -> ShiftedMoments:
     """Measure from one shift."""
-    count = sum_groups(total_weight(x, weights, over.axis), over, x)
+    count = _count(x, weights, over)
     shift, is_mean = _near_mean(x, weights, count, over, pack_last_axis)
     # All users must see the shift rounded alike, which `settle` sees to. In half
     # precision `hold` is enough for that, except where it does nothing (a last axis of
@@ -75,6 +84,10 @@ def _measure_set(
     return ShiftedMoments(count, shift, mean, m2)
 
 
+def _count(x: jax.Array, weights: jax.Array | None, over: Reduction) -> jax.Array:
+    return sum_groups(total_weight(x, weights, over.axis), over, x)
+
+
 def _near_mean(
     x: jax.Array,
     weights: jax.Array | None,
@@ -92,7 +105,9 @@ def _near_mean(
     if weights is not None:
         total = _sum(weigh(wide, weights), over.axis)
         return sum_groups(total, over, x) * reciprocal(count), True
-    near, is_mean = sums.approximate_mean(x, over.axis, pack_last_axis=pack_last_axis)
+    near, is_mean = sampling.approximate_mean(
+        x, over.axis, pack_last_axis=pack_last_axis, whole_axis=over.whole_axis
+    )
     if over.channel_groups is None:
         return near, is_mean
     axis, groups = over.channel_groups

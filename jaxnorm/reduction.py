@@ -17,6 +17,7 @@ class Reduction(NamedTuple):
     `channel_groups` is (axis, G): along that axis, which is not among `axis`, the
     moments of C / G neighbouring channels are pooled, and G are left.
     `centered=False` takes moments about zero (root mean square) instead of the mean.
+    `whole_axis` is one of `axis` that the compiler does not spread over devices.
     """
 
     axis: tuple[int, ...]
@@ -24,6 +25,7 @@ class Reduction(NamedTuple):
     axis_index_groups: Groups | None = None
     centered: bool = True
     channel_groups: tuple[int, int] | None = None
+    whole_axis: int | None = None
 
     @property
     def all_axes(self) -> tuple[int, ...]:

@@ -132,16 +132,22 @@ def count_shards(value: jax.Array, axis: int) -> int:
     return math.prod(mesh.shape[name] for name in names if name is not None)
 
 
-def split(value: jax.Array, parts: int) -> jax.Array:
-    """Split the first axis into `parts`, and what each has; an axis of 1 has one."""
-    parts = min(parts, value.shape[0])
-    sizes = (parts, value.shape[0] // parts, *value.shape[1:])
+def split(value: jax.Array, axis: int, parts: int) -> jax.Array:
+    """Split an axis into `parts`, and what each has; an axis of size 1 has one."""
+    before, length, after = (
+        value.shape[:axis],
+        value.shape[axis],
+        value.shape[axis + 1 :],
+    )
+    parts = min(parts, length)
+    sizes = (*before, parts, length // parts, *after)
     mesh = _explicit_mesh(value)
     if mesh is None:
         return value.reshape(sizes)
-    first, *others = _spec(value)
-    spec = PartitionSpec(first, None, *others)
-    return lax.reshape(value, sizes, out_sharding=NamedSharding(mesh, spec))
+    spec = _spec(value)
+    spec.insert(axis + 1, None)
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return lax.reshape(value, sizes, out_sharding=sharding)
 
 
 def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:

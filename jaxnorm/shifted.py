@@ -59,12 +59,36 @@ def merge(parts: ShiftedMoments) -> ShiftedMoments:
     return jax.tree.map(lambda v: jnp.squeeze(v, 0), merged)
 
 
-def pool(
-    moments: ShiftedMoments, axis_name: AxisName, groups: Groups | None
+def merge_alike(
+    count: jax.Array, shift: jax.Array, mean: jax.Array, m2: jax.Array
 ) -> ShiftedMoments:
-    """Merge the moments of all devices along `axis_name`, or of this one's group."""
+    """Merge parts, along the first axis, which all have one count that is not 0.
+
+    As `merge`, in fewer operations: on an accelerator each takes as long as a sum.
+    """
+    number = shift.shape[0]
+    first = lax.index_in_dim(shift, 0, keepdims=False)
+    offset = (shift - first) + mean
+    common = jnp.sum(offset * (1 / number), 0)
+    between = count * jnp.sum(square(offset - common), 0)
+    return ShiftedMoments(count * number, first, common, jnp.sum(m2, 0) + between)
+
+
+def pool(
+    moments: ShiftedMoments,
+    axis_name: AxisName,
+    groups: Groups | None,
+    *,
+    alike: bool = False,
+) -> ShiftedMoments:
+    """Merge the moments of all devices along `axis_name`, or of this one's group.
+
+    `alike` says that all have one count, which is not 0.
+    """
     if lax.axis_size(axis_name) > FEW_DEVICES:
         return _pool_in_two_rounds(moments, axis_name, groups)
+    if alike and groups is None:
+        return merge_alike(moments.count, *devices.gather(moments[1:], axis_name))
     parts = devices.gather(moments, axis_name)
     if groups is not None:
         mine = devices.same_group(axis_name, groups)

@@ -14,7 +14,6 @@ The terms of a sum are given as a function of its operands, so that slices are c
 arrays that are in memory already, not from terms that would have to be written first.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -24,11 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm import dtypes, linear, sharding, slices
+from jaxnorm import linear, sharding, slices
 from jaxnorm.slices import Arrays, AxisTuple
-
-# The number of evenly spaced places that a sample is read from.
-PLACES = 4
 
 Terms = Callable[..., tuple[jax.Array, ...]]
 
@@ -103,34 +99,6 @@ def combine(
     return combined
 
 
-def approximate_mean(
-    x: jax.Array, axis: AxisTuple, *, pack_last_axis: bool = False
-) -> tuple[jax.Array, bool]:
-    """Return the mean over `axis`, or that of a sample; and whether it is the mean.
-
-    The sample is a fifth of the rows, from four places. Its mean lies within two
-    standard deviations of the mean, whatever the values are. That is near enough for
-    the shift of d = x - shift, at a fraction of the cost: at most four fifths of
-    sum(d^2) cancel. Half precision has fewer digits to lose: a 32nd is enough.
-    """
-    dtype = dtypes.statistics_dtype(x.dtype)
-
-    def plain(x: jax.Array) -> tuple[jax.Array]:
-        return (jnp.mean(x, axis, dtype, keepdims=True),)
-
-    cut = slices.cut((x,), axis)
-    pieces, size = (0, 0) if cut is None else _sample(cut, pack_last_axis)
-    if cut is None or not size:
-        return plain(x)[0], True
-    sample = partial(_mean_of_sample, axis, cut, pieces, size)
-    packed, unpacked = (partial(sample, packed=packed) for packed in (True, False))
-    # Other platforms fuse the sums over a row with its output: they take the mean. So
-    # do arrays that are sharded: a sample would have to be collected.
-    other = plain if cut.along_last_axis else unpacked
-    (mean,) = linear.choose(linear.Forms(other, packed, lambda _: plain), (x,))
-    return mean, False
-
-
 def _same(x: jax.Array) -> tuple[jax.Array]:
     return (x,)
 
@@ -166,62 +134,6 @@ def _identity(
         return x
     (held,) = linear.call(forward, transpose, (), (x,))
     return held
-
-
-def _mean_of_sample(
-    axis: AxisTuple,
-    cut: slices.Cut,
-    pieces: int,
-    size: int,
-    x: jax.Array,
-    *,
-    packed: bool,
-) -> tuple[jax.Array]:
-    """Return the mean of so many slices in each place, in the dtype of statistics."""
-    (merged,) = cut.merge((x,))
-
-    def rows(place: int, first: int, count: int) -> jax.Array:
-        start = place * (cut.num_rows // PLACES) + first
-        part = lax.slice_in_dim(merged, start, start + count, axis=cut.cut_axis)
-        return part.astype(dtypes.statistics_dtype(x.dtype))
-
-    if packed:
-        pairs = [
-            lax.complex(rows(place, first, size), rows(place + 1, first, size))
-            for place in range(0, PLACES, 2)
-            for first in range(0, pieces * size, size)
-        ]
-        pair = cut.reduce(slices.tree_sum(pairs))
-        total = pair.real + pair.imag
-    else:
-        parts = [rows(place, 0, pieces * size) for place in range(PLACES)]
-        each = [jnp.sum(part, cut.cut_axis, keepdims=True) for part in parts]
-        total = cut.reduce(slices.tree_sum(each))
-    mean = total / (PLACES * pieces * size * cut.fold)
-    others = cut.others(axis)
-    return (jnp.mean(mean, others, keepdims=True) if others else mean,)
-
-
-def _sample(cut: slices.Cut, pack_last_axis: bool) -> tuple[int, int]:
-    """Return how many slices to take in each place, and their size.
-
-    A size of 0 says that the mean of all is better.
-    """
-    place = cut.num_rows // PLACES
-    rows = math.ceil(cut.num_rows / (128 if cut.narrow else 20))
-    if cut.along_last_axis:
-        rows = max(rows, 8)
-        # In half precision a plain sum writes all of x to memory in float32 first.
-        if not pack_last_axis or cut.num_rows < rows * (4 if cut.narrow else 16):
-            return 0, 0
-    most = (slices.NARROW if cut.narrow else slices.WIDE).max_slices // PLACES
-    # Single rows need no reduction, but are then fused with what divides by their mean,
-    # twice: in half precision 8 of them are 16 conversions, which is too many.
-    single = 1 if cut.narrow else most
-    pieces = rows if rows <= single else max(1, min(most, rows // slices.WINDOW))
-    size = math.ceil(rows / pieces)
-    sizes = range(size, min(size + slices.WINDOW, place // pieces + 1))
-    return pieces, next((n for n in sizes if slices.is_fast(n)), size)
 
 
 def _sum_plainly(f: Terms, axis: AxisTuple, *operands: Any) -> tuple[jax.Array, ...]:

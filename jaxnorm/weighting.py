@@ -22,6 +22,11 @@ def total_weight(
     return jnp.sum(weights, axis, dtype, keepdims=True) * repeats
 
 
+def weighs_the_same_everywhere(x: jax.Array, weights: jax.Array | None) -> bool:
+    """Whether every part of the shape of `x` has one total weight, which is not 0."""
+    return weights is None and all(isinstance(n, int) and n for n in x.shape)
+
+
 def weigh(x: jax.Array, weights: jax.Array | None) -> jax.Array:
     """Return weights * x; an element of weight 0 is never multiplied."""
     if weights is None:

@@ -22,16 +22,30 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 gc.set_threshold(100_000, 50, 50)  # looking through what tracing makes takes 8%
 
 
-@pytest.fixture(params=["packed", "plain"])
-def way_to_sum(request, monkeypatch):
-    """Run a test with the sums of one CPU device, then with all others'."""
+@pytest.fixture(params=["cpu", "gpu"])
+def platform(request, monkeypatch):
+    """Run a test with what is computed on a CPU, then with what is on a GPU.
+
+    Where a test asks for it, also with what is computed on a TPU, and where arrays are
+    spread over many devices.
+    """
     from jaxnorm import linear
 
-    if request.param == "plain":
-        monkeypatch.setattr(linear, "_number_of_devices", lambda context: 1000)
+    choose = linear.Forms.choose
+    others = {"gpu": (None, 1), "tpu": ("tpu", 1), "spread": ("cpu", 1000)}
+    if request.param != "cpu":
+        told = others[request.param]
+        monkeypatch.setattr(
+            linear.Forms, "choose", lambda self, *_: choose(self, *told)
+        )
     forget_what_was_traced()
     yield request.param
     forget_what_was_traced()
+
+
+every_platform = pytest.mark.parametrize(
+    "platform", ["cpu", "gpu", "tpu", "spread"], indirect=True
+)
 
 
 @pytest.fixture(params=["few", "many"])

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 2, 8)
 ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu, "gelu": jax.nn.gelu}
 
-pytestmark = pytest.mark.usefixtures("way_to_sum")
+pytestmark = pytest.mark.usefixtures("platform")
 
 
 def batch(x, scale, bias, **options):

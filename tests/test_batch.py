@@ -243,7 +243,7 @@ def test_what_is_hidden_and_not_finite_gives_the_bias_on_every_device():
     np.testing.assert_allclose(jax.jit(spread)(x, mask)[3], 5, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("way_to_sum")
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_what_is_hidden_and_not_finite_spoils_no_gradient(training, activation):

@@ -10,7 +10,7 @@ from jax import export
 import jaxnorm as jn
 
 X = np.random.default_rng(0).normal(3, 2, (8, 6)).astype(np.float32)
-pytestmark = pytest.mark.usefixtures("way_to_sum")
+pytestmark = pytest.mark.usefixtures("platform")
 
 
 def batch(x):

@@ -332,11 +332,11 @@ def list_runs() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("case", "precision", "layout"), list(list_runs()))
 def test_agrees_with_pytorch(
-    case: Case, precision: str, layout: str, way_to_sum: str
+    case: Case, precision: str, layout: str, platform: str
 ) -> None:
     with jax.enable_x64(precision == "float64"):
         inputs = {key: jnp.asarray(v, precision) for key, v in case.inputs.items()}
-        results = compiled(case.program, layout, way_to_sum)(inputs)
+        results = compiled(case.program, layout, platform)(inputs)
         actual = {key: np.asarray(value) for key, value in results.items()}
     expected = case.expected[precision]
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)

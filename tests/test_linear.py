@@ -162,6 +162,21 @@ def test_each_platform_takes_its_form():
             assert f"<{mark}" not in text(f, X, A, B, platform=platform)
 
 
+def test_a_tpu_may_have_a_form_of_its_own():
+    forms = SUMS._replace(tpu=marked(sums, 7.0))
+
+    def text(platform):
+        f = jax.jit(
+            lambda x: jax.vmap(lambda x: linear.choose(forms, (x, None, x, x)))(x)
+        )
+        return export.export(f, platforms=[platform])(X[None]).mlir_module()
+
+    marks = {"cpu": "<3.0", "cuda": None, "tpu": "<7.0"}
+    for platform, own in marks.items():
+        for mark in ("<3.0", "<7.0"):
+            assert (mark in text(platform)) == (mark == own)
+
+
 def test_programs_whose_arrays_may_be_spread_take_the_form_for_it():
     forms = linear.Forms(sums, marked(sums, 9.0), lambda n: marked(sums, float(n)))
     mesh = jax.make_mesh((2, 3), ("d", "e"), axis_types=(AxisType.Auto,) * 2)

@@ -45,7 +45,7 @@ def test_arguments_are_flaxs(name):
     }
 
 
-@pytest.mark.usefixtures("way_to_sum")
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_variables_and_outputs_are_flaxs(case):
     x = sample()

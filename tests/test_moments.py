@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxnorm as jn
-from jaxnorm import slices, sums
+from jaxnorm import parts, sampling, slices
+from jaxnorm.reduction import Reduction
+from tests.conftest import every_platform
 from tests.derivatives import check_grads
 from tests.reference import moments64
 
-pytestmark = pytest.mark.usefixtures("way_to_sum")
+pytestmark = [pytest.mark.usefixtures("platform"), every_platform]
 
 RNG = np.random.default_rng(0)
 
@@ -29,8 +31,12 @@ def samples(size, offset):
 
 
 @pytest.mark.parametrize("transform", [jax.jit, lambda f: f], ids=["jit", "eager"])
-def test_accuracy_contract(transform):
-    """Variance to 2e-6, mean to one unit in its last place (many rows)."""
+def test_accuracy_contract(transform, platform):
+    """Variance to 2e-6, mean to one unit in its last place (many rows).
+
+    Of other platforms a CPU shows the forms, but not the order that they sum in.
+    """
+    own_order = platform in ("cpu", "spread") or transform is not jax.jit
     compute = transform(lambda x: jn.compute_moments(x, 0))
     for size in (49, 64, 500, 4096, 100_352, 800_000):
         for offset in (0.0, 1e2, 1e4, 1e6):
@@ -40,7 +46,8 @@ def test_accuracy_contract(transform):
             np.testing.assert_allclose(got.var, var, rtol=2e-6)
             # A mean near 0 is a sum that cancels: it is right relative to std.
             unit = np.spacing(np.maximum(np.abs(mean), 1).astype(np.float32))
-            assert np.all(np.abs(got.mean - mean) <= unit)
+            more = 0 if own_order else 1e-7 * np.sqrt(var)
+            assert np.all(np.abs(got.mean - mean) <= unit + more)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.3, 1.9, 1e2, 1e6])
@@ -68,46 +75,63 @@ def test_sorted_values_lose_no_digits():
     np.testing.assert_allclose(jn.compute_moments(step, 0).var, var, rtol=2e-6)
 
 
-@pytest.mark.parametrize("rows", [1000, 5003, 100_352])
-@pytest.mark.parametrize("part", [5, 8, 32])
-def test_values_that_hide_in_the_sample_cost_no_digits(rows, part):
+def in_sample(rows, platform, part=1):
+    """Say of each row whether it is in (a part of) what a shift is taken from."""
+    x = jax.ShapeDtypeStruct((rows, 4), jnp.float32)
+    row = np.arange(rows)
+    if platform == "cpu":
+        pieces, size = sampling._pieces(slices.cut((x,), (0,)), pack_last_axis=False)
+        place = np.minimum(row // (rows // 4), 3) * (rows // 4)
+        return row - place < pieces * size * part
+    _, number = parts._split_on_gpu(x, Reduction((0,))) if platform == "gpu" else (0, 1)
+    return row % (rows // number) < np.ceil(rows / number / 4) * part
+
+
+@pytest.mark.parametrize("rows", [1000, 2048, 5003, 100_352])
+@pytest.mark.parametrize("part", [1, 0.6, 0.15])
+def test_values_that_hide_in_the_sample_cost_no_digits(rows, part, platform):
     """Every value that the shift is taken from is unlike the rest."""
     for step in (3, 30, 1000):
         x = RNG.normal(size=(rows, 4)).astype(np.float32)
-        for place in range(4):
-            start = place * (rows // 4)
-            x[start : start + rows // (4 * part)] += step
+        x[in_sample(rows, platform, part)] += step
         _, _, var = moments64(x, (0,))
         np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=2e-6)
 
 
-@pytest.mark.parametrize("rows", [49, 200, 5003, 6272, 50_000])
-def test_outliers_in_the_very_rows_of_the_sample(rows):
-    """The worst for the shift: a fifth of all, and just what it is taken from."""
-    cut = slices.cut((jax.ShapeDtypeStruct((rows, 4), jnp.float32),), (0,))
-    pieces, size = sums._sample(cut, False)
+@pytest.mark.parametrize("rows", [49, 200, 2048, 5003, 6272, 50_000])
+def test_outliers_in_the_very_rows_of_the_sample(rows, platform):
+    """The worst for the shift: just what it is taken from."""
+    sampled = in_sample(rows, platform)
     variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
     for seed, step in itertools.product(range(6), (0.01, 0.02, 1, 100)):
         x = np.random.default_rng(seed).normal(0, 0.01, (rows, 4)).astype(np.float32)
-        for place in range(4):
-            start = place * (rows // 4)
-            x[start : start + pieces * size] += np.float32(step)
+        x[sampled] += np.float32(step)
         _, _, var = moments64(x, (0,))
         np.testing.assert_allclose(variance(x), var, rtol=2.3e-6)
 
 
-def test_two_values_one_of_them_in_the_sampled_rows():
-    """The worst that was found: what is rounded is rounded alike in every row."""
+def test_two_values_one_of_them_in_the_sampled_rows(platform):
+    """What is rounded is rounded alike in every row."""
     variance = jax.jit(lambda x: jn.compute_moments(x, 0).var)
+    quarters = np.array_split(np.flatnonzero(in_sample(3136, platform)), 4)
     for seed in range(8):
         rng = np.random.default_rng(seed)
-        rng.normal(0, 0.01, (3136, 3))  # then seed 3 gives 2.8e-6, the worst
+        rng.normal(0, 0.01, (3136, 3))  # then seed 3 gives 2.8e-6
         x = np.full((3136, 3), rng.normal(0, 1e-3))
-        for place in range(4):
-            x[place * 784 : place * 784 + 160] += 0.01 * rng.uniform(0.9, 1.1)
+        for rows in quarters:
+            x[rows] += 0.01 * rng.uniform(0.9, 1.1)
         x = x.astype(np.float32)
         _, _, var = moments64(x, (0,))
         np.testing.assert_allclose(variance(x), var, rtol=2.9e-6)
+
+
+def test_the_worst_that_searches_found(platform):
+    """Two values, one just in the sample: equal terms are rounded alike (6.9e-6)."""
+    low, more = -5.688616260158972e-06, 0.18566057053971
+    values = np.where(in_sample(12_257, platform), low + more, low)
+    x = np.stack([values] * 4, 1).astype(np.float32)
+    _, _, var = moments64(x, (0,))
+    np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=7e-6)
 
 
 def test_float64_stays_float64():

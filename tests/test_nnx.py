@@ -34,7 +34,7 @@ def test_arguments_are_flaxs(name):
 BOTH_RUN = [case for case in CASES if case.kwargs.get("feature_axes") != 1]
 
 
-@pytest.mark.usefixtures("way_to_sum")
+@pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("case", BOTH_RUN, ids=str)
 def test_variables_and_outputs_are_flaxs(case):
     x = sample()

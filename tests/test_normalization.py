@@ -12,7 +12,7 @@ import jaxnorm as jn
 from tests.cases import batch_norm, every_case, every_family, layer_norm
 from tests.derivatives import check_grads, gradients, in_float64
 
-pytestmark = pytest.mark.usefixtures("way_to_sum")
+pytestmark = pytest.mark.usefixtures("platform")
 
 
 def output_and_gradients(f, cotangent):

@@ -13,7 +13,7 @@ import jaxnorm as jn
 from tests.cases import CASES, FAMILIES, batch_norm, every_family, layer_norm
 from tests.derivatives import check_grads, gradients, in_float64
 
-pytestmark = pytest.mark.usefixtures("way_to_sum")
+pytestmark = pytest.mark.usefixtures("platform")
 
 
 def test_bfloat16_gradients_are_rounded_once():

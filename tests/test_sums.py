@@ -207,20 +207,6 @@ def test_other_platforms_take_plain_sums(platform, axis):
     assert "complex<f32>" in text("cpu")
 
 
-@pytest.mark.parametrize("shape", [(800, 6), (40, 20, 6)])
-def test_both_forms_of_a_sample_are_of_the_same_rows(shape):
-    x = jnp.asarray(RNG.normal(5, 1, shape), jnp.float32)
-    axis = tuple(range(x.ndim - 1))
-    cut = slices.cut((x,), axis)
-    pieces, size = sums._sample(cut, False)
-    assert size > 0
-    packed, plain = (
-        sums._mean_of_sample(axis, cut, pieces, size, x, packed=packed)[0]
-        for packed in (True, False)
-    )
-    np.testing.assert_allclose(packed, plain, rtol=1e-6)
-
-
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
 def test_an_array_is_cut_where_it_lies_on_one_device(axis_type):
     def f(x):
@@ -237,29 +223,6 @@ def test_an_array_is_cut_where_it_lies_on_one_device(axis_type):
         assert not packs(f, np.asarray(x))
         assert not packs(f, sharded)
     assert packs(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec), sharded)
-
-
-@pytest.mark.parametrize(
-    ("rows", "dtype", "size"),
-    [
-        (3, jnp.float32, 0),
-        (6, jnp.float32, 0),
-        (8, jnp.float32, 1),
-        (49, jnp.float32, 3),
-        (49, jnp.bfloat16, 1),
-        (800, jnp.float32, 40),
-        (20000, jnp.float32, 1000),
-        (20000, jnp.bfloat16, 162),
-    ],
-)
-def test_the_approximate_mean_is_near(rows, dtype, size):
-    x = np.sort(RNG.normal(5, 1, (rows, 3)), 0).astype(dtype)
-    assert sums.approximate_mean(jnp.asarray(x), (0,))[1] == (size == 0)
-    near = jax.jit(lambda x: sums.approximate_mean(x, (0,))[0])(x)
-    x, is_mean = x.astype(np.float32), size == 0
-    taken = np.concatenate([x[i * (rows // 4) :][:size] for i in range(4)])
-    expected = x if is_mean else taken
-    np.testing.assert_allclose(near[0], expected.mean(0, np.float64), rtol=1e-6)
 
 
 @pytest.mark.parametrize("row", [256, 512, 1024, 2048, 4096])

@@ -1,4 +1,4 @@
-"""Rows that plain jit spreads over devices: measured in parts, and merged."""
+"""Moments measured in parts and merged: where rows are spread, and on GPUs."""
 
 from functools import partial
 
@@ -13,6 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 import jaxnorm.linen
+from jaxnorm import parts, shifted
+from jaxnorm.reduction import Reduction
 from tests import reference
 from tests.collectives import list_collectives
 from tests.reference import moments64
@@ -216,3 +218,99 @@ def test_rows_whose_weights_alone_are_sharded(mapped):
     m2 = np.broadcast_to(var * count, got.m2.shape)
     np.testing.assert_allclose(got.mean, np.broadcast_to(mean, got.mean.shape), 1e-6)
     np.testing.assert_allclose(got.m2, m2, 2e-6)
+
+
+on_gpu = pytest.mark.parametrize("platform", ["gpu"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "split", "number"),
+    [
+        ((4096, 8), (0,), 0, 32),
+        ((32, 7, 7, 8), (0, 1, 2), 0, 16),
+        ((8, 14, 14, 8), (0, 1, 2), 1, 14),  # of eight images the parts are large
+        ((4, 251, 8), (0, 1), 0, 4),  # larger, but there are no others
+        ((8, 32, 32, 8), (1, 2), 1, 8),
+        ((8, 7, 7, 8), (1, 2), 1, 1),  # few rows as they are
+        ((8, 64, 65, 8), (1, 2), 1, 1),  # so many that XLA splits them
+        ((2, 1009, 8), (1,), 1, 1),  # a prime number
+        ((8, 512), (1,), 1, 1),  # a row
+        ((256, 8), (0, 1), 0, 1),
+        ((0, 8), (0,), 0, 1),
+    ],
+)
+def test_how_rows_are_split_on_a_gpu(shape, axis, split, number):
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    assert parts._split_on_gpu(x, Reduction(axis)) == (split, number)
+
+
+ROWS = RNG.normal(1e3, 2, (32, 16, 6)).astype(np.float32)
+WEIGHTS_OF_ROWS = {
+    "none": None,
+    "a mask": RNG.uniform(size=(32, 16, 1)) > 0.7,
+    "of features": RNG.uniform(0.5, 2, (1, 1, 6)).astype(np.float32),
+    "of elements": RNG.uniform(0.5, 2, (32, 16, 6)).astype(np.float32),
+    "the same for all": np.arange(16, dtype=np.float32).reshape(1, 16, 1) % 3,
+    "none in some parts": (np.arange(32) % 9 < 4)[:, None, None],
+}
+
+
+@on_gpu
+@pytest.mark.parametrize("name", WEIGHTS_OF_ROWS)
+def test_parts_on_a_gpu_are_merged_by_their_weights(name, platform):
+    axis, weights = (0, 1), WEIGHTS_OF_ROWS[name]
+    measure = jax.jit(partial(jn.compute_moments, axis=axis))
+    assert "stablehlo.reshape %arg0 : (tensor<32x16x6xf32>) -> tensor<" in (
+        measure.lower(ROWS).as_text()
+    )
+    count, mean, m2 = measure(ROWS, weights=weights)
+    total, expected, var = moments64(ROWS, axis, weights)
+    np.testing.assert_allclose(np.broadcast_to(count, (6,)), total, rtol=1e-6)
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    np.testing.assert_allclose(m2, var * total, rtol=2e-6)
+
+
+@on_gpu
+def test_parts_of_another_axis_than_the_first(platform):
+    x = RNG.normal(1e3, 2, (8, 14, 14, 3)).astype(np.float32)
+    weights = RNG.uniform(size=(8, 14, 1, 1)).astype(np.float32)
+    measure = jax.jit(partial(jn.compute_moments, axis=(0, 1, 2)))
+    assert "tensor<8x14x1x14x3xf32>" in measure.lower(x).as_text()
+    for given in (None, weights):
+        count, mean, m2 = measure(x, weights=given)
+        total, expected, var = moments64(x, (0, 1, 2), given)
+        np.testing.assert_allclose(np.broadcast_to(count, (3,)), total, rtol=1e-6)
+        np.testing.assert_allclose(mean, expected, rtol=1e-6)
+        np.testing.assert_allclose(m2, var * total, rtol=2e-6)
+
+
+@on_gpu
+@pytest.mark.parametrize("features", [(1, 4), (4, 1)])
+def test_groups_of_channels_in_parts(features, platform):
+    """All of the channels, or each of them; also of an array that is mapped over."""
+    groups, size = features
+    x = RNG.normal(1e3, 2, (2, 8, 64, groups * size)).astype(np.float32)
+    scale = np.arange(1, groups * size + 1, dtype=np.float32)
+
+    def norm(x):
+        return jn.group_norm(x, scale, num_groups=groups, eps=1e-6)
+
+    expected = reference.normalize(
+        np, x.astype(np.float64), scale, None, axes=(1, 2, 4), groups=groups, eps=1e-6
+    )
+    np.testing.assert_allclose(jax.jit(norm)(x), expected, atol=1e-5)
+    mapped = jax.jit(jax.vmap(lambda x: norm(x[None])[0]))(x)
+    np.testing.assert_allclose(mapped, expected, atol=1e-5)
+
+
+def test_parts_of_one_count_are_merged_as_others_are():
+    shift, mean, m2 = RNG.uniform(1, 2, (3, 7, 5)).astype(np.float32)
+    count = jnp.full((5,), 3.0)
+    counts = jnp.broadcast_to(count, (7, 5))
+    merged = shifted.merge(shifted.ShiftedMoments(counts, shift, mean, m2))
+    alike = shifted.merge_alike(count, shift, mean, m2)
+    np.testing.assert_allclose(alike.count, merged.count, rtol=1e-6)
+    np.testing.assert_allclose(alike.m2, merged.m2, rtol=1e-6)
+    np.testing.assert_allclose(
+        alike.shift + alike.mean, merged.shift + merged.mean, rtol=1e-6
+    )

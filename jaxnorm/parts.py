@@ -1,0 +1,121 @@
+"""Moments that are measured in parts, each from a shift of its own, and merged.
+
+Two kinds of programs gain by it:
+
+- Where plain jit spreads rows over devices, a shift for all of them would be a
+  collective of its own, before that of the sums. (In shard_map every device measures
+  its own rows anyway.) With a part, or several, on each device there is one. Meshes
+  divide the number of devices, which is known at lowering; on a mesh of Explicit axes
+  types say what the shards are.
+- XLA:GPU makes one kernel of a sum over up to 4096 rows, with a thread for every 32 of
+  them, and writes x - shift to memory before. Of short parts it makes many threads,
+  which read x in place.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxnorm import devices, linear, sharding, shifted, sums
+from jaxnorm.reduction import Reduction
+from jaxnorm.shifted import ShiftedMoments
+from jaxnorm.weighting import weighs_the_same_everywhere
+
+Tree = TypeVar("Tree")
+Measure = Callable[[jax.Array, jax.Array | None, Reduction], ShiftedMoments]
+
+# XLA:GPU splits longer sums by itself.
+MAX_UNSPLIT_ROWS = 4096
+# The number of rows in a part on a GPU. Of more than 128 XLA does not always read x in
+# place, of more than 256 rarely.
+MIN_ROWS, GOOD_ROWS, MAX_ROWS = 32, 128, 256
+
+
+def measure_in_parts(
+    measure: Measure, x: jax.Array, weights: jax.Array | None, over: Reduction
+) -> ShiftedMoments:
+    """Return measure(x, weights, over), or that of parts, merged.
+
+    Batches are spread along the first axis. Where it is not reduced, parts of shards
+    gain nothing; nor does anything without a shift.
+    """
+    static = all(isinstance(n, int) for n in x.shape)  # or symbolic, as in jax.export
+    if not over.axis or not over.centered or not static:
+        return measure(x, weights, over)
+    batch = over.axis[0] == 0 and over.channel_groups is None
+    if sharding.is_explicit(x, weights):
+        shards = sharding.count_shards(x, 0) if batch else 1
+        return _measure_parts(measure, over, 0, shards, x, weights, spread=True)
+    parts = partial(_measure_parts, measure, over)
+    axis, number = _split_on_gpu(x, over)
+    if not batch and number == 1:
+        return measure(x, weights, over)
+    whole = partial(parts, 0, 1)
+    forms = linear.Forms(
+        plain=partial(parts, axis, number),
+        cpu=whole,
+        tpu=whole,
+        spread=lambda n: partial(parts, 0, n, spread=True) if batch else whole,
+    )
+    return ShiftedMoments(*linear.choose(forms, (x, weights)))
+
+
+def _measure_parts(
+    measure: Measure,
+    over: Reduction,
+    axis: int,
+    number: int,
+    x: jax.Array,
+    weights: jax.Array | None,
+    *,
+    spread: bool = False,
+) -> ShiftedMoments:
+    """Measure so many parts of an axis, which may be spread, if they are equal."""
+    if not 1 < number <= shifted.FEW_DEVICES or x.shape[axis] % number:
+        return measure(x, weights, over)
+
+    def split(v: jax.Array) -> jax.Array:
+        return sharding.split(v, axis, number)
+
+    weights_of_parts = None if weights is None else split(weights)
+    parts = measure(split(x), weights_of_parts, _within(over, axis))
+    parts = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), parts)
+    collect = devices.collect if spread else _repeat
+    if weighs_the_same_everywhere(x, weights):
+        merged = shifted.merge_alike(parts.count[0], *collect(parts[1:], number))
+    else:
+        merged = shifted.merge(collect(parts, number))
+    return merged._replace(shift=sums.hold(merged.shift))
+
+
+def _within(over: Reduction, split: int) -> Reduction:
+    """Return what is reduced of an array of which an axis is split."""
+    axis = tuple(a + (a >= split) for a in over.axis)
+    groups = over.channel_groups
+    if groups is not None:
+        groups = groups[0] + (groups[0] > split), groups[1]
+    return over._replace(axis=axis, whole_axis=split + 1, channel_groups=groups)
+
+
+def _repeat(tree: Tree, number: int) -> Tree:
+    """Give every part its own of what all have in common."""
+
+    def repeat(leaf: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(leaf, (number, *leaf.shape[1:]))
+
+    return jax.tree.map(repeat, tree)
+
+
+def _split_on_gpu(x: jax.Array, over: Reduction) -> tuple[int, int]:
+    """Return what axis a GPU gains by splitting, and in how many parts; or one part."""
+    rows = math.prod(x.shape[a] for a in over.axis)
+    if over.axis[-1] == x.ndim - 1 or not MAX_ROWS <= rows <= MAX_UNSPLIT_ROWS:
+        return over.axis[0], 1
+    numbers = range(math.ceil(rows / MAX_ROWS), rows // MIN_ROWS + 1)
+    equal = [(a, n) for a in over.axis for n in numbers if x.shape[a] % n == 0]
+    good = [(a, n) for a, n in equal if rows // n <= GOOD_ROWS]
+    return min(good or equal, key=lambda split: split[1], default=(over.axis[0], 1))

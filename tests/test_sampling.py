@@ -1,0 +1,133 @@
+"""The sample that a shift is taken from: what is in it, and what reading it costs."""
+
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxnorm as jn
+from jaxnorm.sampling import approximate_mean
+from tests.conftest import every_platform
+from tests.spreading import AUTO, EXPLICIT, make_mesh
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype", "size"),
+    [
+        (3, jnp.float32, 0),
+        (6, jnp.float32, 0),
+        (8, jnp.float32, 1),
+        (49, jnp.float32, 3),
+        (49, jnp.bfloat16, 1),
+        (800, jnp.float32, 40),
+        (20000, jnp.float32, 1000),
+        (20000, jnp.bfloat16, 162),
+    ],
+)
+def test_packed_slices_are_from_four_places(rows, dtype, size):
+    x = np.sort(RNG.normal(5, 1, (rows, 3)), 0).astype(dtype)
+    assert approximate_mean(jnp.asarray(x), (0,))[1] == (size == 0)
+    near = jax.jit(lambda x: approximate_mean(x, (0,))[0])(x)
+    x, is_mean = x.astype(np.float32), size == 0
+    taken = np.concatenate([x[i * (rows // 4) :][:size] for i in range(4)])
+    expected = x if is_mean else taken
+    np.testing.assert_allclose(near[0], expected.mean(0, np.float64), rtol=1e-6)
+
+
+# A shape, the axes, and the slices that other platforms take: of a GPU, of a TPU.
+SLICES = [
+    ((800, 3), (0,), np.s_[:200], np.s_[:200]),
+    ((32, 28, 28, 3), (0, 1, 2), np.s_[:8], np.s_[:, :7]),
+    ((32, 7, 7, 3), (0, 1, 2), np.s_[:8], np.s_[:, :2]),
+    ((3, 31, 9, 2), (0, 1, 2), np.s_[:1], np.s_[:, :8]),
+    ((2, 40, 6, 3), (1, 2), np.s_[:, :10], np.s_[:, :10]),
+    ((2, 3, 40, 3), (0, 1, 2), np.s_[:, :1], np.s_[:, :1]),
+    ((4, 400), (1,), np.s_[:], np.s_[:, :100]),
+    ((4, 20, 30), (1, 2), np.s_[:], np.s_[:, :5]),
+]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"], indirect=True)
+@pytest.mark.parametrize(("shape", "axis", "on_gpu", "on_tpu"), SLICES)
+def test_one_slice_elsewhere(shape, axis, on_gpu, on_tpu, platform):
+    x = RNG.normal(5, 1, shape).astype(np.float32)
+    f = jax.jit(lambda x: approximate_mean(x, axis, pack_last_axis=True)[0])
+    taken = x[on_gpu if platform == "gpu" else on_tpu].mean(
+        axis, np.float64, keepdims=True
+    )
+    np.testing.assert_allclose(f(x), taken, rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"], indirect=True)
+def test_one_slice_in_half_precision(platform):
+    x = jnp.asarray(RNG.normal(5, 1, (320, 3)), jnp.bfloat16)
+    near = jax.jit(lambda x: approximate_mean(x, (0,))[0])(x)
+    expected = np.asarray(x[:10], np.float64).mean(0, keepdims=True)
+    np.testing.assert_allclose(near, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", [AUTO, EXPLICIT], ids=str)
+def test_of_rows_that_are_spread_each_part_has_its_own(mode):
+    """Nothing is exchanged for it, and not all of the rows are read."""
+    mesh = make_mesh(mode)
+    x = RNG.normal(5, 1, (64, 6, 3)).astype(np.float32)
+    sharded = jax.device_put(x, NamedSharding(mesh, P("data")))
+    parts = x.reshape(8, 8, 6, 3)[:, :2].mean((1, 2), np.float64, keepdims=True)
+
+    def f(x):
+        split = jax.lax.reshape(
+            x,
+            (8, 8, 6, 3),
+            out_sharding=NamedSharding(mesh, P("data")) if mode is EXPLICIT else None,
+        )
+        return approximate_mean(split, (1, 2), whole_axis=1)[0]
+
+    np.testing.assert_allclose(jax.jit(f)(sharded), parts, rtol=1e-6)
+    text = jax.jit(f).lower(sharded).compile().as_text()
+    assert not re.search("all-|collective", text)
+
+
+@every_platform
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (5,)])
+def test_small_and_empty_arrays(shape, platform):
+    x = np.ones(shape, np.float32)
+    near = jax.jit(lambda x: approximate_mean(x, (0,))[0])(x)
+    expected = np.ones((1, *shape[1:])) if shape[0] else np.full((1, 3), np.nan)
+    np.testing.assert_array_equal(near, expected)
+
+
+def program(f, x, platform):
+    """Return what a program does with arrays of the size of `x`, by its operations."""
+    text = export.export(jax.jit(f), platforms=[platform])(x).mlir_module()
+    types = re.findall(r"stablehlo\.(\w+) [^\n]*? : .*?tensor<([\dx]*)x\w+>", text)
+    large = x.size // 8
+    return [op for op, sizes in types if math.prod(map(int, sizes.split("x"))) > large]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("shape", [(32, 28, 28, 16), (8192, 16)])
+def test_elsewhere_the_input_is_sliced_in_place(shape, platform, dtype):
+    """On a TPU a reshape would be a copy, and on a GPU every slice is a kernel."""
+    x = jnp.ones(shape, dtype)
+    norm = partial(jn.batch_norm, stats=jn.init_stats(16), training=True)
+    operations = program(lambda x: norm(x)[0], x, platform)
+    assert operations.count("slice") == 1
+    assert not {"reshape", "concatenate", "complex"} & set(operations)
+
+
+@pytest.mark.parametrize(("platform", "slices"), [("cuda", 0), ("tpu", 1)])
+def test_rows_on_a_gpu_are_read_whole(platform, slices):
+    """Their sums and the output are then one kernel."""
+    assert (
+        program(jn.layer_norm, jnp.ones((64, 512)), platform).count("slice") == slices
+    )
