@@ -8,7 +8,8 @@ the cost of the mean; a 32nd in half precision, which has fewer digits to lose.
 XLA:CPU is fast with slices that are added up as complex numbers (see `sums`). On GPUs
 every slice is a kernel, and on TPUs merging axes to cut them copies the whole array. So
 there the sample is one slice of one axis, which these compilers read in place. It is a
-quarter, as their sums of many terms are rounded a little more.
+quarter, as their sums of many terms are rounded a little more. On TPUs that is for half
+precision: of float32, XLA adds up all values in the product that makes them.
 """
 
 import math
@@ -50,12 +51,11 @@ def approximate_mean(
         return _mean(axis, x)[0], True
     packed = partial(_mean_of_slices, axis, cut, pieces, size)
     slice_along = partial(partial, _mean_of_slice, axis)
-    # GPUs fuse the sums over whole rows with what is computed of them.
+    # Whole rows are read once, with what is computed of them.
     rows = cut.along_last_axis
     plain = slice_along(None if rows else _axis_to_slice(x, axis))
-    # TPUs read tiles, of the last axis and mostly of the first or the last but one.
-    outer = sorted(axis, key=lambda a: (a == last, a in (0, last - 1)))
-    tpu = slice_along(_axis_to_slice(x, outer))
+    whole = rows or not cut.narrow
+    tpu = slice_along(None if whole else _axis_to_slice(x, _outer(axis, last)))
     # A slice along an axis that is spread would have to be collected.
     forms = linear.Forms(plain, packed, lambda _: slice_along(whole_axis), tpu)
     (near,) = linear.choose(forms, (x,))
@@ -64,6 +64,14 @@ def approximate_mean(
 
 def _mean(axis: AxisTuple, x: jax.Array) -> tuple[jax.Array]:
     return (jnp.mean(x, axis, dtypes.statistics_dtype(x.dtype), keepdims=True),)
+
+
+def _outer(axis: AxisTuple, last: int) -> list[int]:
+    """Return the axes, first those that a TPU slices best.
+
+    It reads tiles, of the last axis and mostly of the first or the last but one.
+    """
+    return sorted(axis, key=lambda a: (a == last, a in (0, last - 1)))
 
 
 def _axis_to_slice(x: jax.Array, axes: Sequence[int]) -> int | None:
