@@ -29,7 +29,7 @@ def show_overflow(squares: jax.Array) -> jax.Array:
     """Turn an infinite sum of squares into NaN: its inverse root, 0, would hide it.
 
     A remainder uses the sum once, so that XLA:GPU still makes one kernel of rows and
-    their root mean square. On CPUs it is slow, and on TPUs not a function of IEEE 754.
+    their root mean square. On CPUs it is slow, and of TPUs it is not known to be exact.
     """
     forms = linear.Forms(_remainder, _sum_with_zero, tpu=_sum_with_zero)
     return linear.choose(forms, (squares,))[0]
