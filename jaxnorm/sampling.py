@@ -49,15 +49,18 @@ def approximate_mean(
     pieces, size = (0, 0) if cut is None else _pieces(cut, pack_last_axis)
     if cut is None or not size:
         return _mean(axis, x)[0], True
-    packed = partial(_mean_of_slices, axis, cut, pieces, size)
+    on_gpu = on_tpu = None
+    if not cut.along_last_axis:  # whole rows are read with what is computed of them
+        on_gpu = _axis_to_slice(x, axis)
+        on_tpu = _axis_to_slice(x, _outer(axis, last)) if cut.narrow else None
     slice_along = partial(partial, _mean_of_slice, axis)
-    # Whole rows are read once, with what is computed of them.
-    rows = cut.along_last_axis
-    plain = slice_along(None if rows else _axis_to_slice(x, axis))
-    whole = rows or not cut.narrow
-    tpu = slice_along(None if whole else _axis_to_slice(x, _outer(axis, last)))
     # A slice along an axis that is spread would have to be collected.
-    forms = linear.Forms(plain, packed, lambda _: slice_along(whole_axis), tpu)
+    forms = linear.Forms(
+        plain=slice_along(on_gpu),
+        cpu=partial(_mean_of_slices, axis, cut, pieces, size),
+        spread=lambda _: slice_along(whole_axis),
+        tpu=slice_along(on_tpu),
+    )
     (near,) = linear.choose(forms, (x,))
     return near, False
 

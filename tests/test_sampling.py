@@ -44,7 +44,7 @@ def test_packed_slices_are_from_four_places(rows, dtype, size):
     np.testing.assert_allclose(near[0], expected.mean(0, np.float64), rtol=1e-6)
 
 
-# A shape, the axes, and the slices: of float32 on a GPU, of bfloat16 on a GPU and a TPU.
+# A shape, the axes, and slices: of float32 on a GPU, of bfloat16 on a GPU and a TPU.
 SLICES = [
     ((800, 3), (0,), np.s_[:200], np.s_[:25], np.s_[:25]),
     ((64, 28, 28, 3), (0, 1, 2), np.s_[:16], np.s_[:2], np.s_[:, :1]),
