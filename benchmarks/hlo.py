@@ -11,7 +11,7 @@ ARRAY = re.compile(r"\b(pred|bf16|[a-z]+\d+)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*?\{\n(.*?)^\}", re.M | re.S)
 INSTRUCTION = re.compile(r"^\s*(ROOT )?%(\S+) = (.+?) ([\w-]+)\((.*?)\)(.*)$", re.M)
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# What takes no time, or as the end of something asynchronous is counted already.
+# What takes no time. (The end of something asynchronous, "-done", is counted already.)
 FREE = {
     "parameter",
     "constant",

@@ -99,7 +99,7 @@ def normalize(
 
 
 # With jit, an eager call is compiled once per set of shapes; without, the choice of
-# platform (see `sums`) would be compiled again at every call. `inline=True` leaves
+# platform (see `linear`) would be compiled again at every call. `inline=True` leaves
 # nothing of it in traced programs. Parameters of lower precision are widened here,
 # before anything is differentiated.
 @partial(jax.jit, static_argnums=(3,), inline=True)

@@ -31,7 +31,7 @@ Measure = Callable[[jax.Array, jax.Array | None, Reduction], ShiftedMoments]
 # XLA:GPU splits longer sums by itself.
 MAX_UNSPLIT_ROWS = 4096
 # The number of rows in a part on a GPU. Of more than 128 XLA does not always read x in
-# place, of more than 256 rarely.
+# place, of more than 256 rarely; of fewer than 32 the parts' moments are much to write.
 MIN_ROWS, GOOD_ROWS, MAX_ROWS = 32, 128, 256
 
 
@@ -43,10 +43,10 @@ def measure_in_parts(
     Batches are spread along the first axis. Where it is not reduced, parts of shards
     gain nothing; nor does anything without a shift.
     """
-    static = all(isinstance(n, int) for n in x.shape)  # or symbolic, as in jax.export
-    if not over.axis or not over.centered or not static:
+    if not over.axis or not over.centered:
         return measure(x, weights, over)
-    batch = over.axis[0] == 0 and over.channel_groups is None
+    known = isinstance(x.shape[0], int)  # and not symbolic, as in jax.export
+    batch = over.axis[0] == 0 and over.channel_groups is None and known
     if sharding.is_explicit(x, weights):
         shards = sharding.count_shards(x, 0) if batch else 1
         return _measure_parts(measure, over, 0, shards, x, weights, spread=True)
@@ -75,7 +75,8 @@ def _measure_parts(
     spread: bool = False,
 ) -> ShiftedMoments:
     """Measure so many parts of an axis, which may be spread, if they are equal."""
-    if not 1 < number <= shifted.FEW_DEVICES or x.shape[axis] % number:
+    too_many = spread and number > shifted.FEW_DEVICES
+    if number == 1 or too_many or x.shape[axis] % number:
         return measure(x, weights, over)
 
     def split(v: jax.Array) -> jax.Array:
@@ -112,8 +113,11 @@ def _repeat(tree: Tree, number: int) -> Tree:
 
 def _split_on_gpu(x: jax.Array, over: Reduction) -> tuple[int, int]:
     """Return what axis a GPU gains by splitting, and in how many parts; or one part."""
-    rows = math.prod(x.shape[a] for a in over.axis)
-    if over.axis[-1] == x.ndim - 1 or not MAX_ROWS <= rows <= MAX_UNSPLIT_ROWS:
+    sizes = [x.shape[a] for a in over.axis]
+    if over.axis[-1] == x.ndim - 1 or not all(isinstance(n, int) for n in sizes):
+        return over.axis[0], 1
+    rows = math.prod(sizes)
+    if not MAX_ROWS <= rows <= MAX_UNSPLIT_ROWS:
         return over.axis[0], 1
     numbers = range(math.ceil(rows / MAX_ROWS), rows // MIN_ROWS + 1)
     equal = [(a, n) for a in over.axis for n in numbers if x.shape[a] % n == 0]

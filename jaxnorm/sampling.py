@@ -10,6 +10,9 @@ every slice is a kernel, and on TPUs merging axes to cut them copies the whole a
 there the sample is one slice of one axis, which these compilers read in place. It is a
 quarter, as their sums of many terms are rounded a little more. On TPUs that is for half
 precision: of float32, XLA adds up all values in the product that makes them.
+
+Where plain jit spreads an array over devices, and on meshes of Explicit axes, every
+platform takes the slice, along an axis that is whole on each device.
 """
 
 import math
@@ -42,8 +45,8 @@ def approximate_mean(
     """
     last = x.ndim - 1
     if sharding.is_explicit(x):
-        whole = [a for a in axis if a < last and sharding.count_shards(x, a) == 1]
-        along = _axis_to_slice(x, whole)
+        whole = [a for a in axis if sharding.count_shards(x, a) == 1]
+        along = None if last in axis else _axis_to_slice(x, whole)
         return _mean_of_slice(axis, along, x)[0], along is None
     cut = slices.cut((x,), axis)
     pieces, size = (0, 0) if cut is None else _pieces(cut, pack_last_axis)
@@ -52,7 +55,7 @@ def approximate_mean(
     on_gpu = on_tpu = None
     if not cut.along_last_axis:  # whole rows are read with what is computed of them
         on_gpu = _axis_to_slice(x, axis)
-        on_tpu = _axis_to_slice(x, _outer(axis, last)) if cut.narrow else None
+        on_tpu = _axis_to_slice(x, _untiled_first(axis, last)) if cut.narrow else None
     slice_along = partial(partial, _mean_of_slice, axis)
     # A slice along an axis that is spread would have to be collected.
     forms = linear.Forms(
@@ -69,10 +72,10 @@ def _mean(axis: AxisTuple, x: jax.Array) -> tuple[jax.Array]:
     return (jnp.mean(x, axis, dtypes.statistics_dtype(x.dtype), keepdims=True),)
 
 
-def _outer(axis: AxisTuple, last: int) -> list[int]:
-    """Return the axes, first those that a TPU slices best.
+def _untiled_first(axis: AxisTuple, last: int) -> list[int]:
+    """Return the axes, last those of the tiles that a TPU reads.
 
-    It reads tiles, of the last axis and mostly of the first or the last but one.
+    They are the last one, and mostly the first or the last but one.
     """
     return sorted(axis, key=lambda a: (a == last, a in (0, last - 1)))
 

@@ -134,13 +134,9 @@ def count_shards(value: jax.Array, axis: int) -> int:
 
 def split(value: jax.Array, axis: int, parts: int) -> jax.Array:
     """Split an axis into `parts`, and what each has; an axis of size 1 has one."""
-    before, length, after = (
-        value.shape[:axis],
-        value.shape[axis],
-        value.shape[axis + 1 :],
-    )
-    parts = min(parts, length)
-    sizes = (*before, parts, length // parts, *after)
+    sizes = list(value.shape)
+    parts = min(parts, sizes[axis])
+    sizes[axis : axis + 1] = parts, sizes[axis] // parts
     mesh = _explicit_mesh(value)
     if mesh is None:
         return value.reshape(sizes)

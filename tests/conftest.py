@@ -27,12 +27,17 @@ def platform(request, monkeypatch):
     """Run a test with what is computed on a CPU, then with what is on a GPU.
 
     Where a test asks for it, also with what is computed on a TPU, and where arrays are
-    spread over many devices.
+    spread over many devices, or over eight, which measure parts.
     """
     from jaxnorm import linear
 
     choose = linear.Forms.choose
-    others = {"gpu": (None, 1), "tpu": ("tpu", 1), "spread": ("cpu", 1000)}
+    others = {
+        "gpu": (None, 1),
+        "tpu": ("tpu", 1),
+        "spread": ("cpu", 1000),
+        "parts": ("cpu", 8),
+    }
     if request.param != "cpu":
         told = others[request.param]
         monkeypatch.setattr(
@@ -44,7 +49,7 @@ def platform(request, monkeypatch):
 
 
 every_platform = pytest.mark.parametrize(
-    "platform", ["cpu", "gpu", "tpu", "spread"], indirect=True
+    "platform", ["cpu", "gpu", "tpu", "spread", "parts"], indirect=True
 )
 
 

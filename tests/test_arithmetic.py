@@ -13,7 +13,9 @@ SUMS = jnp.asarray([0.0, 1.2e-38, 1e-30, 2.5, 3.4028235e38, jnp.inf, jnp.nan])
 
 
 @every_platform
-@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, lambda f: f])
+@pytest.mark.parametrize(
+    "transform", [jax.jit, lambda f: jax.jit(jax.vmap(f)), lambda f: f]
+)
 def test_infinite_sums_are_nan_and_others_as_they_were(transform, platform):
     shown = transform(show_overflow)(SUMS)
     np.testing.assert_array_equal(shown, np.where(np.isinf(SUMS), np.nan, SUMS))

@@ -11,6 +11,7 @@ import pytest
 import jaxnorm as jn
 import jaxnorm.linen
 import jaxnorm.nnx
+from benchmarks import hlo
 from benchmarks.costs import bytes_accessed
 from benchmarks.programs import compile_case, in_mode, make_inputs, place
 from benchmarks.providers import PROVIDERS
@@ -180,7 +181,7 @@ def test_small_values_are_computed_once(op, dtype, mode):
 
 def kernels_that_read_the_input(program):
     """Count them in the entry computation."""
-    entry = re.sub(r", metadata=\{[^}]*\}", "", program[program.index("ENTRY") :])
+    entry = hlo.entry(program)
     (x,) = re.findall(r"%(\S+) = \S+ parameter\(0\)", entry)
     names = [x, *re.findall(rf"%(\S+) = \S+ bitcast\(%{re.escape(x)}\)", entry)]
     either = "|".join(map(re.escape, names))

@@ -34,9 +34,9 @@ def samples(size, offset):
 def test_accuracy_contract(transform, platform):
     """Variance to 2e-6, mean to one unit in its last place (many rows).
 
-    Of other platforms a CPU shows the forms, but not the order that they sum in.
+    In parts, the mean of one may be far from that of all: 3e-7 of std, as documented.
+    (Of a GPU a CPU shows the form, but not the order that it sums in.)
     """
-    own_order = platform in ("cpu", "spread") or transform is not jax.jit
     compute = transform(lambda x: jn.compute_moments(x, 0))
     for size in (49, 64, 500, 4096, 100_352, 800_000):
         for offset in (0.0, 1e2, 1e4, 1e6):
@@ -46,7 +46,7 @@ def test_accuracy_contract(transform, platform):
             np.testing.assert_allclose(got.var, var, rtol=2e-6)
             # A mean near 0 is a sum that cancels: it is right relative to std.
             unit = np.spacing(np.maximum(np.abs(mean), 1).astype(np.float32))
-            more = 0 if own_order else 1e-7 * np.sqrt(var)
+            more = {"gpu": 1e-7, "parts": 3e-7}.get(platform, 0) * np.sqrt(var)
             assert np.all(np.abs(got.mean - mean) <= unit + more)
 
 
@@ -83,7 +83,9 @@ def in_sample(rows, platform, part=1):
         pieces, size = sampling._pieces(slices.cut((x,), (0,)), pack_last_axis=False)
         place = np.minimum(row // (rows // 4), 3) * (rows // 4)
         return row - place < pieces * size * part
-    _, number = parts._split_on_gpu(x, Reduction((0,))) if platform == "gpu" else (0, 1)
+    number = 8 if platform == "parts" and rows % 8 == 0 else 1
+    if platform == "gpu":
+        _, number = parts._split_on_gpu(x, Reduction((0,)))
     return row % (rows // number) < np.ceil(rows / number / 4) * part
 
 

@@ -202,6 +202,33 @@ def test_a_number_of_rows_that_is_not_known():
     chex.assert_trees_all_close(got, expected, rtol=2e-6, atol=2e-6)
 
 
+def test_a_size_other_than_the_first_that_is_not_known():
+    """Rows are measured in parts all the same: one collective."""
+    (time,) = export.symbolic_shape("t")
+    mesh = NamedSharding(make_mesh(AUTO, MESH), P("data"))
+    norm = jax.jit(lambda x: jn.batch_norm(x, STATS, training=True), in_shardings=mesh)
+    exported = export.export(norm)(jax.ShapeDtypeStruct((16, time, 6), jnp.float32))
+    x = put(AUTO, X, "data")
+    assert list_collectives(jax.jit(exported.call), x) == ["all-reduce"]
+    expected = jn.batch_norm(X, STATS, training=True)
+    got = jax.jit(exported.call)(x)
+    chex.assert_trees_all_close(got, expected, rtol=2e-6, atol=2e-6)
+
+
+@each_kind_of_axes
+def test_the_shift_of_a_part_is_that_of_a_slice(mode):
+    """Of the rows that a device has to itself, not of an axis that is spread."""
+    x = put(mode, np.ones((32, 8, 6), np.float32), "data", "model")
+    measure = jax.jit(partial(jn.compute_moments, axis=(0, 1)))
+    text = measure.lower(x).as_text()
+    parts, rows = (4, 8) if mode is EXPLICIT else (8, 4)
+    assert f"tensor<{parts}x{rows // 4}x8x6xf32>" in text
+    few = put(mode, np.ones((4, 8, 6), np.float32), "data", "model")
+    for value in (x, few):  # of few rows, only an axis that is spread could be sliced
+        collectives = set(list_collectives(measure, value))
+        assert not collectives & {"collective-permute", "all-gather", "all-to-all"}
+
+
 def test_no_features():
     x = put(AUTO, np.ones((8, 0), np.float32), "data")
     assert jax.jit(lambda x: jn.compute_moments(x, 0))(x).mean.shape == (0,)
@@ -235,6 +262,7 @@ on_gpu = pytest.mark.parametrize("platform", ["gpu"], indirect=True)
         ((8, 64, 65, 8), (1, 2), 1, 1),  # so many that XLA splits them
         ((2, 1009, 8), (1,), 1, 1),  # a prime number
         ((8, 512), (1,), 1, 1),  # a row
+        ((80, 7, 7, 8), (0, 1, 2), 0, 40),  # more parts than are gathered of devices
         ((256, 8), (0, 1), 0, 1),
         ((0, 8), (0,), 0, 1),
     ],
@@ -242,6 +270,25 @@ on_gpu = pytest.mark.parametrize("platform", ["gpu"], indirect=True)
 def test_how_rows_are_split_on_a_gpu(shape, axis, split, number):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     assert parts._split_on_gpu(x, Reduction(axis)) == (split, number)
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, 1), (3, 4)])
+def test_groups_are_of_the_same_channels_after_a_split(channels, expected):
+    over = Reduction((0, 2, 4), channel_groups=(channels, 5))
+    within = parts._within(over, 2)
+    assert within.axis == (0, 3, 5) and within.whole_axis == 3
+    assert within.channel_groups == (expected, 5)
+
+
+@on_gpu
+def test_more_parts_than_are_gathered_of_devices(platform):
+    x = RNG.normal(1e3, 2, (80, 7, 7, 3)).astype(np.float32)
+    measure = jax.jit(partial(jn.compute_moments, axis=(0, 1, 2)))
+    assert "tensor<40x2x7x7x3xf32>" in measure.lower(x).as_text()
+    count, expected, var = moments64(x, (0, 1, 2))
+    _, mean, m2 = measure(x)
+    np.testing.assert_allclose(mean, expected, rtol=1e-6)
+    np.testing.assert_allclose(m2, var * count, rtol=2e-6)
 
 
 ROWS = RNG.normal(1e3, 2, (32, 16, 6)).astype(np.float32)
