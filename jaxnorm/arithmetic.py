@@ -31,7 +31,7 @@ def show_overflow(squares: jax.Array) -> jax.Array:
     A remainder uses the sum once, so that XLA:GPU still makes one kernel of rows and
     their root mean square. On CPUs it is slow, and of TPUs it is not known to be exact.
     """
-    forms = linear.Forms(_remainder, _sum_with_zero, tpu=_sum_with_zero)
+    forms = linear.Forms(_sum_with_zero, gpu=_remainder)
     return linear.choose(forms, (squares,))[0]
 
 

@@ -29,32 +29,29 @@ Function = Callable[..., tuple[jax.Array, ...]]
 class Forms(NamedTuple):
     """One function in several forms, any of which will do.
 
-    `spread(n)`, if there is one, takes the place of the others where arrays may be
-    spread over n devices. TPUs take the plain form if they have none of their own.
+    Platforms without a form of their own take the plain one. `spread(n)`, if given,
+    returns the forms for programs in which arrays may be spread over n devices.
     """
 
     plain: Function
-    cpu: Function
-    spread: Callable[[int], Function] | None = None
+    cpu: Function | None = None
+    gpu: Function | None = None
     tpu: Function | None = None
+    spread: Callable[[int], "Forms"] | None = None
 
     def map(self, change: Callable[[Function], Function]) -> "Forms":
         """Return all forms changed."""
-        plain, cpu, spread, tpu = self
-        return Forms(
-            change(plain),
-            change(cpu),
-            None if spread is None else lambda devices: change(spread(devices)),
-            None if tpu is None else change(tpu),
-        )
+        plain, *own, spread = self
+        cpu, gpu, tpu = (None if f is None else change(f) for f in own)
+        if_spread = None if spread is None else lambda n: spread(n).map(change)
+        return Forms(change(plain), cpu, gpu, tpu, if_spread)
 
     def choose(self, platform: str | None, devices: int) -> Function:
         """Return the form for programs of so many devices of a platform."""
         if self.spread is not None and devices > 1:
-            return self.spread(devices)
-        if platform == "tpu" and self.tpu is not None:
-            return self.tpu
-        return self.cpu if platform == "cpu" else self.plain
+            return self.spread(devices).choose(platform, 1)
+        own = {"cpu": self.cpu, "gpu": self.gpu, "tpu": self.tpu, None: None}
+        return own[platform] or self.plain
 
 
 def call(
@@ -188,7 +185,7 @@ _linear.def_abstract_eval(_types)
 ad.primitive_jvps[_linear] = _differentiate
 ad.primitive_transposes[_linear] = _transpose
 batching.fancy_primitive_batchers[_linear] = _batch
-for _platform in (None, "cpu", "tpu"):  # None: any other
+for _platform in (None, "cpu", "gpu", "tpu"):  # None: any other
     mlir.register_lowering(
         _linear, partial(_lower, platform=_platform), platform=_platform
     )

@@ -15,7 +15,7 @@ Two kinds of programs gain by it:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ Measure = Callable[[jax.Array, jax.Array | None, Reduction], ShiftedMoments]
 # XLA:GPU splits longer sums by itself.
 MAX_UNSPLIT_ROWS = 4096
 # The number of rows in a part on a GPU. Of more than 128 XLA does not always read x in
-# place, of more than 256 rarely; of fewer than 32 the parts' moments are much to write.
-MIN_ROWS, GOOD_ROWS, MAX_ROWS = 32, 128, 256
+# place, of more than 256 rarely; of fewer than 24 the parts' moments are much to write.
+MIN_ROWS, GOOD_ROWS, MAX_ROWS = 24, 128, 256
 
 
 def measure_in_parts(
@@ -47,36 +47,59 @@ def measure_in_parts(
         return measure(x, weights, over)
     known = isinstance(x.shape[0], int)  # and not symbolic, as in jax.export
     batch = over.axis[0] == 0 and over.channel_groups is None and known
-    if sharding.is_explicit(x, weights):
-        shards = sharding.count_shards(x, 0) if batch else 1
-        return _measure_parts(measure, over, 0, shards, x, weights, spread=True)
-    parts = partial(_measure_parts, measure, over)
-    axis, number = _split_on_gpu(x, over)
-    if not batch and number == 1:
+    if not batch and _split_on_gpu(x, over) is None:
         return measure(x, weights, over)
-    whole = partial(parts, 0, 1)
-    forms = linear.Forms(
-        plain=partial(parts, axis, number),
-        cpu=whole,
-        tpu=whole,
-        spread=lambda n: partial(parts, 0, n, spread=True) if batch else whole,
-    )
-    return ShiftedMoments(*linear.choose(forms, (x, weights)))
+
+    def forms(devices: int, shards: int) -> linear.Forms:
+        in_shards = partial(_measure_shards, over=over, shards=shards if batch else 1)
+        on_gpu = partial(_measure_on_gpu, measure, devices=devices)
+        return linear.Forms(partial(in_shards, measure), gpu=partial(in_shards, on_gpu))
+
+    if sharding.is_explicit(x, weights):
+        each = forms(1, sharding.count_shards(x, 0))
+    else:
+        each = forms(1, 1)._replace(spread=lambda n: forms(n, n))
+    return ShiftedMoments(*linear.choose(each, (x, weights)))
+
+
+def _measure_shards(
+    measure: Measure,
+    x: jax.Array,
+    weights: jax.Array | None,
+    over: Reduction,
+    shards: int,
+) -> ShiftedMoments:
+    """Measure so many parts of the first axis, which may be spread."""
+    if shards > shifted.FEW_DEVICES:
+        return measure(x, weights, over)
+    return _measure_parts(measure, x, weights, over, 0, shards, devices.collect)
+
+
+def _measure_on_gpu(
+    measure: Measure,
+    x: jax.Array,
+    weights: jax.Array | None,
+    over: Reduction,
+    devices: int,
+) -> ShiftedMoments:
+    """Measure parts of an axis, as long as a GPU is fast with."""
+    split = _split_on_gpu(x, over, devices)
+    if split is None:
+        return measure(x, weights, over)
+    return _measure_parts(measure, x, weights, over, *split, _repeat)
 
 
 def _measure_parts(
     measure: Measure,
+    x: jax.Array,
+    weights: jax.Array | None,
     over: Reduction,
     axis: int,
     number: int,
-    x: jax.Array,
-    weights: jax.Array | None,
-    *,
-    spread: bool = False,
+    collect: Callable[[Any, int], Any],
 ) -> ShiftedMoments:
-    """Measure so many parts of an axis, which may be spread, if they are equal."""
-    too_many = spread and number > shifted.FEW_DEVICES
-    if number == 1 or too_many or x.shape[axis] % number:
+    """Measure so many parts of an axis, if they are equal, and merge them."""
+    if number == 1 or x.shape[axis] % number:
         return measure(x, weights, over)
 
     def split(v: jax.Array) -> jax.Array:
@@ -85,7 +108,6 @@ def _measure_parts(
     weights_of_parts = None if weights is None else split(weights)
     parts = measure(split(x), weights_of_parts, _within(over, axis))
     parts = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), parts)
-    collect = devices.collect if spread else _repeat
     if weighs_the_same_everywhere(x, weights):
         merged = shifted.merge_alike(parts.count[0], *collect(parts[1:], number))
     else:
@@ -111,15 +133,27 @@ def _repeat(tree: Tree, number: int) -> Tree:
     return jax.tree.map(repeat, tree)
 
 
-def _split_on_gpu(x: jax.Array, over: Reduction) -> tuple[int, int]:
-    """Return what axis a GPU gains by splitting, and in how many parts; or one part."""
+def _split_on_gpu(
+    x: jax.Array, over: Reduction, devices: int = 1
+) -> tuple[int, int] | None:
+    """Return which axis a GPU gains by splitting, and in how many parts.
+
+    Of what several devices share, the first axis is not split, nor one that is spread
+    by its type. Another one may be spread, evenly: its shards have whole parts.
+    """
     sizes = [x.shape[a] for a in over.axis]
     if over.axis[-1] == x.ndim - 1 or not all(isinstance(n, int) for n in sizes):
-        return over.axis[0], 1
+        return None
     rows = math.prod(sizes)
-    if not MAX_ROWS <= rows <= MAX_UNSPLIT_ROWS:
-        return over.axis[0], 1
-    numbers = range(math.ceil(rows / MAX_ROWS), rows // MIN_ROWS + 1)
-    equal = [(a, n) for a in over.axis for n in numbers if x.shape[a] % n == 0]
+    if not GOOD_ROWS <= rows <= MAX_UNSPLIT_ROWS:
+        return None
+    numbers = range(max(2, math.ceil(rows / MAX_ROWS)), rows // MIN_ROWS + 1)
+    equal = [
+        (a, n)
+        for a in over.axis
+        if sharding.count_shards(x, a) == 1 and (a > 0 or devices == 1)
+        for n in numbers
+        if x.shape[a] % n == 0 and n % math.gcd(x.shape[a], devices) == 0
+    ]
     good = [(a, n) for a, n in equal if rows // n <= GOOD_ROWS]
-    return min(good or equal, key=lambda split: split[1], default=(over.axis[0], 1))
+    return min(good or equal, key=lambda split: split[1], default=None)

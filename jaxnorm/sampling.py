@@ -11,8 +11,8 @@ there the sample is one slice of one axis, which these compilers read in place. 
 quarter, as their sums of many terms are rounded a little more. On TPUs that is for half
 precision: of float32, XLA adds up all values in the product that makes them.
 
-Where plain jit spreads an array over devices, and on meshes of Explicit axes, every
-platform takes the slice, along an axis that is whole on each device.
+Where plain jit spreads an array over devices, and on meshes of Explicit axes, CPUs take
+the slice as well, and all take it along an axis that is whole on each device.
 """
 
 import math
@@ -44,6 +44,10 @@ def approximate_mean(
     `whole_axis` is one of `axis` that the compiler does not spread over devices.
     """
     last = x.ndim - 1
+
+    def slice_along(axis_to_slice: int | None) -> linear.Function:
+        return partial(_mean_of_slice, axis, axis_to_slice)
+
     if sharding.is_explicit(x):
         whole = [a for a in axis if sharding.count_shards(x, a) == 1]
         along = None if last in axis else _axis_to_slice(x, whole)
@@ -52,17 +56,20 @@ def approximate_mean(
     pieces, size = (0, 0) if cut is None else _pieces(cut, pack_last_axis)
     if cut is None or not size:
         return _mean(axis, x)[0], True
-    on_gpu = on_tpu = None
-    if not cut.along_last_axis:  # whole rows are read with what is computed of them
-        on_gpu = _axis_to_slice(x, axis)
-        on_tpu = _axis_to_slice(x, _untiled_first(axis, last)) if cut.narrow else None
-    slice_along = partial(partial, _mean_of_slice, axis)
+    # Whole rows are read with what is computed of them.
+    on_gpu = None if cut.along_last_axis else _axis_to_slice(x, axis)
+    on_tpu = whole_on_tpu = None
+    if cut.narrow and not cut.along_last_axis:
+        on_tpu = _axis_to_slice(x, _untiled_first(axis, last))
+        whole_on_tpu = whole_axis
     # A slice along an axis that is spread would have to be collected.
+    if_spread = linear.Forms(slice_along(whole_axis), tpu=slice_along(whole_on_tpu))
     forms = linear.Forms(
-        plain=slice_along(on_gpu),
+        slice_along(None),
         cpu=partial(_mean_of_slices, axis, cut, pieces, size),
-        spread=lambda _: slice_along(whole_axis),
+        gpu=slice_along(on_gpu),
         tpu=slice_along(on_tpu),
+        spread=lambda _: if_spread,
     )
     (near,) = linear.choose(forms, (x,))
     return near, False

@@ -42,7 +42,7 @@ def sum_terms(
     if cut is None or (cut.along_last_axis and not pack_last_axis):
         return plain(*operands)
     packed = partial(_sum_packed, f, axis, cut)
-    return linear.choose(linear.Forms(plain, packed, lambda _: plain), operands)
+    return linear.choose(_unless_spread(plain, packed), operands)
 
 
 def sum_linear_terms(
@@ -108,7 +108,7 @@ def _quotient(x: jax.Array) -> tuple[jax.Array]:
     return (x / lax.clamp(one, x, one),)
 
 
-_AS_IT_IS, _HELD = linear.Forms(_same, _same), linear.Forms(_same, _quotient)
+_AS_IT_IS, _HELD = linear.Forms(_same), linear.Forms(_same, cpu=_quotient)
 
 
 def hold(x: jax.Array) -> jax.Array:
@@ -163,6 +163,11 @@ def _sum_packed(
     return _sum_each(parts, cut.others(axis))
 
 
+def _unless_spread(plain: linear.Function, packed: linear.Function) -> linear.Forms:
+    """Slices of what is spread would have to be exchanged."""
+    return linear.Forms(plain, cpu=packed, spread=lambda _: linear.Forms(plain))
+
+
 def _sums_and_transpose(
     f: Terms, count: int, cut: slices.Cut, axis: AxisTuple, dtype: Any
 ) -> tuple[linear.Forms, linear.Forms]:
@@ -185,5 +190,4 @@ def _sums_and_transpose(
         each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
-    sums = linear.Forms(plain, packed, lambda _: plain)
-    return sums, linear.Forms(broadcast, broadcast)
+    return _unless_spread(plain, packed), linear.Forms(broadcast)

@@ -27,16 +27,18 @@ def platform(request, monkeypatch):
     """Run a test with what is computed on a CPU, then with what is on a GPU.
 
     Where a test asks for it, also with what is computed on a TPU, and where arrays are
-    spread over many devices, or over eight, which measure parts.
+    spread over many devices, or over eight, which measure parts, or over eight GPUs,
+    which measure parts of these.
     """
     from jaxnorm import linear
 
     choose = linear.Forms.choose
     others = {
-        "gpu": (None, 1),
+        "gpu": ("gpu", 1),
         "tpu": ("tpu", 1),
         "spread": ("cpu", 1000),
         "parts": ("cpu", 8),
+        "gpus": ("gpu", 8),
     }
     if request.param != "cpu":
         told = others[request.param]
@@ -49,7 +51,7 @@ def platform(request, monkeypatch):
 
 
 every_platform = pytest.mark.parametrize(
-    "platform", ["cpu", "gpu", "tpu", "spread", "parts"], indirect=True
+    "platform", ["cpu", "gpu", "tpu", "spread", "parts", "gpus"], indirect=True
 )
 
 

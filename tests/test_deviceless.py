@@ -72,7 +72,8 @@ def test_a_network_is_counted_on_any_kind_of_device(op):
     )
     assert list(own) == list(other) == ["forward", "training"]
     for phase, collectives in (("forward", 1), ("training", 2)):
-        assert own[phase].kernels > other[phase].kernels > 0
+        # Newer compilers make one kernel of rows, their norm and their product.
+        assert own[phase].kernels >= other[phase].kernels > 0
         assert own[phase].passes > other[phase].passes > 2
         more = own[phase].collectives - other[phase].collectives
         assert more == (collectives if op == "sync_batch_norm" else 0)

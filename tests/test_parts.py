@@ -248,28 +248,69 @@ def test_rows_whose_weights_alone_are_sharded(mapped):
 
 
 on_gpu = pytest.mark.parametrize("platform", ["gpu"], indirect=True)
+on_gpus = pytest.mark.parametrize("platform", ["gpu", "gpus"], indirect=True)
 
 
 @pytest.mark.parametrize(
-    ("shape", "axis", "split", "number"),
+    ("shape", "axis", "split"),
     [
-        ((4096, 8), (0,), 0, 32),
-        ((32, 7, 7, 8), (0, 1, 2), 0, 16),
-        ((8, 14, 14, 8), (0, 1, 2), 1, 14),  # of eight images the parts are large
-        ((4, 251, 8), (0, 1), 0, 4),  # larger, but there are no others
-        ((8, 32, 32, 8), (1, 2), 1, 8),
-        ((8, 7, 7, 8), (1, 2), 1, 1),  # few rows as they are
-        ((8, 64, 65, 8), (1, 2), 1, 1),  # so many that XLA splits them
-        ((2, 1009, 8), (1,), 1, 1),  # a prime number
-        ((8, 512), (1,), 1, 1),  # a row
-        ((80, 7, 7, 8), (0, 1, 2), 0, 40),  # more parts than are gathered of devices
-        ((256, 8), (0, 1), 0, 1),
-        ((0, 8), (0,), 0, 1),
+        ((4096, 8), (0,), (0, 32)),
+        ((32, 7, 7, 8), (0, 1, 2), (0, 16)),
+        ((8, 14, 14, 8), (0, 1, 2), (1, 14)),  # of eight images the parts are large
+        ((4, 251, 8), (0, 1), (0, 4)),  # larger, but there are no others
+        ((8, 32, 32, 8), (1, 2), (1, 8)),
+        ((8, 14, 14, 8), (1, 2), (1, 2)),
+        ((8, 7, 7, 8), (1, 2), None),  # few rows as they are
+        ((8, 64, 65, 8), (1, 2), None),  # so many that XLA splits them
+        ((2, 1009, 8), (1,), None),  # a prime number
+        ((8, 512), (1,), None),  # a row
+        ((80, 7, 7, 8), (0, 1, 2), (0, 40)),  # more parts than are gathered of devices
+        ((256, 8), (0, 1), None),
+        ((0, 8), (0,), None),
     ],
 )
-def test_how_rows_are_split_on_a_gpu(shape, axis, split, number):
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    assert parts._split_on_gpu(x, Reduction(axis)) == (split, number)
+def test_how_rows_are_split_on_a_gpu(shape, axis, split):
+    assert parts._split_on_gpu(jnp.ones(shape), Reduction(axis)) == split
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "devices", "split"),
+    [
+        ((4096, 8), (0,), 2, None),  # the first axis is spread
+        ((16, 16, 16, 8), (0, 1, 2), 8, (1, 16)),  # and the others are not
+        ((8, 32, 32, 8), (1, 2), 16, (1, 16)),  # or evenly, over some of the devices
+        ((8, 28, 28, 8), (1, 2), 2, (1, 14)),
+        ((8, 28, 28, 8), (1, 2), 8, (1, 28)),
+        ((8, 14, 14, 8), (1, 2), 8, (1, 2)),
+        ((8, 128, 8), (1,), 128, None),  # parts of single rows
+    ],
+)
+def test_how_rows_are_split_on_several_gpus(shape, axis, devices, split):
+    x = jnp.ones(shape)
+    assert parts._split_on_gpu(x, Reduction(axis), devices) == split
+
+
+def test_what_types_say_is_spread_is_not_split():
+    x = put(EXPLICIT, np.ones((16, 16, 16, 6), np.float32), "data", "model")
+    assert parts._split_on_gpu(x, Reduction((0, 1, 2))) == (2, 16)
+    assert parts._split_on_gpu(x, Reduction((0, 1))) is None
+
+
+@each_kind_of_axes
+def test_gpus_measure_parts_of_what_each_has(mode):
+    """Of its rows, and of each of its examples: nothing else is exchanged."""
+    images = np.ones((32, 16, 16, 8), np.float32)
+    x = put(mode, images, ("data", "model"))
+    scale = np.ones(8, np.float32)
+
+    def text(f):
+        return jax.jit(f).trace(x).lower(lowering_platforms=("cuda",)).as_text()
+
+    batch = text(lambda x: jn.batch_norm(x, jn.init_stats(8), training=True)[0])
+    assert "tensor<8x4x8x2x16x8xf32>" in batch
+    group = text(lambda x: jn.group_norm(x, scale, num_groups=2))
+    assert "tensor<32x8x2x16x8xf32>" in group or mode is EXPLICIT
+    assert "tensor<32x2x8x16x8xf32>" in group or mode is AUTO
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(1, 1), (3, 4)])
@@ -291,23 +332,23 @@ def test_more_parts_than_are_gathered_of_devices(platform):
     np.testing.assert_allclose(m2, var * count, rtol=2e-6)
 
 
-ROWS = RNG.normal(1e3, 2, (32, 16, 6)).astype(np.float32)
+ROWS = RNG.normal(1e3, 2, (32, 64, 6)).astype(np.float32)
 WEIGHTS_OF_ROWS = {
     "none": None,
-    "a mask": RNG.uniform(size=(32, 16, 1)) > 0.7,
+    "a mask": RNG.uniform(size=(32, 64, 1)) > 0.7,
     "of features": RNG.uniform(0.5, 2, (1, 1, 6)).astype(np.float32),
-    "of elements": RNG.uniform(0.5, 2, (32, 16, 6)).astype(np.float32),
-    "the same for all": np.arange(16, dtype=np.float32).reshape(1, 16, 1) % 3,
+    "of elements": RNG.uniform(0.5, 2, (32, 64, 6)).astype(np.float32),
+    "the same for all": np.arange(64, dtype=np.float32).reshape(1, 64, 1) % 3,
     "none in some parts": (np.arange(32) % 9 < 4)[:, None, None],
 }
 
 
-@on_gpu
+@on_gpus
 @pytest.mark.parametrize("name", WEIGHTS_OF_ROWS)
 def test_parts_on_a_gpu_are_merged_by_their_weights(name, platform):
     axis, weights = (0, 1), WEIGHTS_OF_ROWS[name]
     measure = jax.jit(partial(jn.compute_moments, axis=axis))
-    assert "stablehlo.reshape %arg0 : (tensor<32x16x6xf32>) -> tensor<" in (
+    assert "stablehlo.reshape %arg0 : (tensor<32x64x6xf32>) -> tensor<" in (
         measure.lower(ROWS).as_text()
     )
     count, mean, m2 = measure(ROWS, weights=weights)
@@ -331,7 +372,7 @@ def test_parts_of_another_axis_than_the_first(platform):
         np.testing.assert_allclose(m2, var * total, rtol=2e-6)
 
 
-@on_gpu
+@on_gpus
 @pytest.mark.parametrize("features", [(1, 4), (4, 1)])
 def test_groups_of_channels_in_parts(features, platform):
     """All of the channels, or each of them; also of an array that is mapped over."""

@@ -95,6 +95,16 @@ def test_of_rows_that_are_spread_each_part_has_its_own(mode):
     assert not re.search("all-|collective", text)
 
 
+@both_dtypes
+def test_of_float32_several_tpus_read_all_rows_too(dtype):
+    spread = NamedSharding(make_mesh(AUTO), P("data"))
+    x = jax.device_put(np.ones((64, 6, 3), dtype), spread)
+    norm = jax.jit(partial(jn.batch_norm, training=True))
+    program = norm.trace(x, jn.init_stats(3)).lower(lowering_platforms=("tpu",))
+    sliced = re.search(r"stablehlo\.slice .*tensor<8x8x6x3x", program.as_text())
+    assert bool(sliced) == (dtype == jnp.bfloat16)
+
+
 @every_platform
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 1), (5,)])
 def test_small_and_empty_arrays(shape, platform):
