@@ -132,7 +132,9 @@ def _sums_of_deviations(
     # A single sum is as fast plain, except in half precision, where XLA would first
     # write a copy of x in float32.
     pack = pack_last_axis and (over.centered or dtypes.is_half(x))
-    each = sums.sum_terms(terms, operands, over.axis, pack_last_axis=pack)
+    each = sums.sum_terms(
+        terms, operands, over.axis, pack_last_axis=pack, whole_axis=over.whole_axis
+    )
     *first, second = sum_groups(each, over, x)
     return first[0] if first else jnp.zeros_like(shift), second
 

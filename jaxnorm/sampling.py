@@ -53,8 +53,7 @@ def approximate_mean(
         along = None if last in axis else _axis_to_slice(x, whole)
         return _mean_of_slice(axis, along, x)[0], along is None
     cut = slices.cut((x,), axis)
-    pieces, size = (0, 0) if cut is None else _pieces(cut, pack_last_axis)
-    if cut is None or not size:
+    if cut is None or not _pieces(cut, pack_last_axis)[1]:
         return _mean(axis, x)[0], True
     # Whole rows are read with what is computed of them.
     on_gpu = None if cut.along_last_axis else _axis_to_slice(x, axis)
@@ -62,14 +61,15 @@ def approximate_mean(
     if cut.narrow and not cut.along_last_axis:
         on_tpu = _axis_to_slice(x, _untiled_first(axis, last))
         whole_on_tpu = whole_axis
+    packed = partial(partial, _mean_of_slices, axis, pack_last_axis)
     # A slice along an axis that is spread would have to be collected.
     if_spread = linear.Forms(slice_along(whole_axis), tpu=slice_along(whole_on_tpu))
     forms = linear.Forms(
         slice_along(None),
-        cpu=partial(_mean_of_slices, axis, cut, pieces, size),
+        cpu=packed(None, 1),
         gpu=slice_along(on_gpu),
         tpu=slice_along(on_tpu),
-        spread=lambda _: if_spread,
+        spread=lambda n: if_spread._replace(cpu=packed(whole_axis, n)),
     )
     (near,) = linear.choose(forms, (x,))
     return near, False
@@ -116,9 +116,22 @@ def _mean_of_slice(
 
 
 def _mean_of_slices(
-    axis: AxisTuple, cut: slices.Cut, pieces: int, size: int, x: jax.Array
+    axis: AxisTuple,
+    pack_last_axis: bool,
+    whole_axis: int | None,
+    devices: int,
+    x: jax.Array,
 ) -> tuple[jax.Array]:
-    """Return the mean of so many slices in each place, in the dtype of statistics."""
+    """Return the mean of packed slices, in the dtype of statistics.
+
+    Where devices share the array, what is cut may be so short that slices are more than
+    a third of it. Then one slice of `whole_axis` is better.
+    """
+    cut = slices.cut((x,), axis, devices, whole_axis)
+    pieces, size = (0, 0) if cut is None else _pieces(cut, pack_last_axis)
+    too_much = cut is not None and 3 * PLACES * pieces * size > cut.num_rows
+    if cut is None or not size or (devices > 1 and too_much):
+        return _mean_of_slice(axis, whole_axis, x)
     (merged,) = cut.merge((x,))
 
     def rows(place: int, first: int) -> jax.Array:
@@ -132,7 +145,8 @@ def _mean_of_slices(
         for first in range(0, pieces * size, size)
     ]
     pair = cut.reduce(slices.tree_sum(pairs))
-    mean = (pair.real + pair.imag) / (PLACES * pieces * size * cut.fold)
+    rows_added = PLACES * pieces * size * (1 if cut.spread else cut.fold)
+    mean = (pair.real + pair.imag) / rows_added
     others = cut.others(axis)
     return (jnp.mean(mean, others, keepdims=True) if others else mean,)
 

@@ -59,6 +59,9 @@ class Cut(NamedTuple):
     separately, afterwards. So is an axis of size `fold`, if the merged one is folded.
     `narrow` says that an operand has fewer than 32 bits an element (half precision, a
     mask), and has to be converted.
+
+    If the array is `spread` over devices, one axis is cut, and folded such that each
+    fold is on one device. Folds are left, to be reduced together with other axes.
     """
 
     shape: tuple[int, ...]
@@ -67,6 +70,7 @@ class Cut(NamedTuple):
     num_slices: int
     slice_rows: int
     narrow: bool
+    spread: bool = False
 
     @property
     def merged_axis(self) -> int:
@@ -94,8 +98,8 @@ class Cut(NamedTuple):
         return self.group[-1] == len(self.shape) - 1
 
     def others(self, axis: AxisTuple) -> AxisTuple:
-        """Return the axes of `axis` that are not in the group."""
-        return tuple(a for a in axis if a not in self.group)
+        """Return the axes of `axis` that `reduce` leaves to be reduced."""
+        return tuple(a for a in axis if self.spread or a not in self.group)
 
     def merge(self, operands: Arrays) -> list[Any]:
         """Merge the axes of the group in every operand, and fold the merged one."""
@@ -141,7 +145,10 @@ class Cut(NamedTuple):
         return [*parts, last]
 
     def reduce(self, left: jax.Array) -> jax.Array:
-        """Sum over the merged axis; the axes of the group are kept with size 1."""
+        """Sum over the merged axis; the axes of the group are kept with size 1.
+
+        Of what is spread, sum over the axis that is cut; its folds are kept.
+        """
         window = [1] * left.ndim
         while (w := _window(left.shape[self.cut_axis])) > 1:
             window[self.cut_axis] = w
@@ -149,14 +156,20 @@ class Cut(NamedTuple):
             left = lax.reduce_window(left, zero, lax.add, window, window, "VALID")
             if left.shape[self.cut_axis] <= XLA_WINDOW:
                 break
+        if self.spread and self.fold > 1:
+            return jnp.sum(left, self.cut_axis)
         merged = tuple(range(self.merged_axis, self.cut_axis + 1))
         return jnp.expand_dims(jnp.sum(left, merged), self.group)
 
 
-def cut(operands: Arrays, axis: AxisTuple) -> Cut | None:
+def cut(
+    operands: Arrays, axis: AxisTuple, devices: int = 1, whole_axis: int | None = None
+) -> Cut | None:
     """Return how to cut along `axis`; the first operand has the full shape.
 
-    None if that is short, or the types of arrays say how they are sharded.
+    None if that is short, or the types of arrays say how they are sharded. They may be
+    spread over so many devices, evenly, in a way that is not known; but `whole_axis` is
+    not spread.
     """
     x = operands[0]
     present = [v for v in operands if v is not None]
@@ -164,15 +177,14 @@ def cut(operands: Arrays, axis: AxisTuple) -> Cut | None:
         return None
     if not all(isinstance(n, int) and n for n in x.shape):  # empty, or symbolic
         return None
-    groups = _groups([v.shape for v in present], axis)
-    lengths = [math.prod(x.shape[a] for a in group) for group in groups]
-    # The longest of several groups, but the last axis only if there is no other.
-    inner = [i for i, group in enumerate(groups) if group[-1] < x.ndim - 1]
-    chosen = max(inner or range(len(groups)), key=lengths.__getitem__)
+    shapes = [v.shape for v in present]
+    group, fold, length = _choose_group(shapes, axis, devices, whole_axis)
+    last = group[-1] == x.ndim - 1
     narrow = any(v.dtype.itemsize < 4 for v in present)
-    length, group = lengths[chosen], groups[chosen]
     large = [v.dtype.itemsize for v in present if v.size == x.size]
-    if not inner and length >= MIN_SLICES * WIDE.multiple:
+    if last and devices > 1:
+        return None
+    if last and length >= MIN_SLICES * WIDE.multiple:
         short = _cut_last_axis(length, narrow, alone=len(large) == 1)
         return Cut(x.shape, group, *short, narrow)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
@@ -181,9 +193,34 @@ def cut(operands: Arrays, axis: AxisTuple) -> Cut | None:
     )
     # If single rows were left, with nothing to reduce, XLA would fuse the addition of
     # slices into every user of the sums. (Two or three single values leave nothing.)
-    least, shortest = (MIN_SLICES, 2) if inner else (2, 1)
+    least = 2 if last else MIN_SLICES
+    shortest = 1 if last or (devices > 1 and len(axis) > 1) else 2
     best = _cheapest(length, least, most, shortest, row)
-    return None if best is None else Cut(x.shape, group, 1, *best, narrow)
+    return best and Cut(x.shape, group, fold, *best, narrow, spread=devices > 1)
+
+
+def _choose_group(
+    shapes: list[tuple[int, ...]],
+    axis: AxisTuple,
+    devices: int,
+    whole_axis: int | None,
+) -> tuple[AxisTuple, int, int]:
+    """Return the axes to cut, how often to fold them, and the length of a fold.
+
+    The longest of several groups, but the last axis only if there is no other. However
+    an axis is spread, evenly, over some of the devices, each fold is on one of them.
+    """
+    sizes = shapes[0]
+    groups = _groups(shapes, axis) if devices == 1 else [(a,) for a in axis]
+
+    def fold_and_length(group: AxisTuple) -> tuple[int, int]:
+        length = math.prod(sizes[a] for a in group)
+        fold = 1 if group == (whole_axis,) else math.gcd(length, devices)
+        return fold, length // fold
+
+    inner = [group for group in groups if group[-1] < len(sizes) - 1]
+    chosen = max(inner or groups, key=lambda group: fold_and_length(group)[1])
+    return chosen, *fold_and_length(chosen)
 
 
 def _cut_last_axis(length: int, narrow: bool, *, alone: bool) -> tuple[int, int, int]:

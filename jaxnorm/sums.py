@@ -6,9 +6,10 @@ between. Here the array is cut into slices, which are added up elementwise, both
 once as the real and the imaginary part of a complex number. That is one loop, which
 reads each array once, in its own dtype, and writes nothing large.
 
-Other platforms fuse the two reductions by themselves, so they take the plain sums. So
-does a program whose arrays may be sharded along the slices. The form is chosen at
-lowering: one traced program is right everywhere.
+Other platforms fuse the two reductions by themselves, so they take the plain sums. In a
+program whose arrays may be spread over devices, slices are of what each device has; on
+meshes of Explicit axes sums are plain. The form is chosen at lowering: one traced
+program is right everywhere.
 
 The terms of a sum are given as a function of its operands, so that slices are cut from
 arrays that are in memory already, not from terms that would have to be written first.
@@ -30,19 +31,22 @@ Terms = Callable[..., tuple[jax.Array, ...]]
 
 
 def sum_terms(
-    f: Terms, operands: Arrays, axis: AxisTuple, *, pack_last_axis: bool = False
+    f: Terms,
+    operands: Arrays,
+    axis: AxisTuple,
+    *,
+    pack_last_axis: bool = False,
+    whole_axis: int | None = None,
 ) -> tuple[jax.Array, ...]:
     """Return the sums of the arrays f(*operands), one or two, over `axis`, kept.
 
     Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
     to three of them with the operations around them, if nothing else uses the sums.
     """
-    plain = partial(_sum_plainly, f, axis)
     cut = slices.cut(operands, axis)
     if cut is None or (cut.along_last_axis and not pack_last_axis):
-        return plain(*operands)
-    packed = partial(_sum_packed, f, axis, cut)
-    return linear.choose(_unless_spread(plain, packed), operands)
+        return _sum_plainly(f, axis, *operands)
+    return linear.choose(_sums(f, axis, whole_axis), operands)
 
 
 def sum_linear_terms(
@@ -53,12 +57,11 @@ def sum_linear_terms(
     The transpose is elementwise. For f(t) = (u * v * t, v * t) it is what `combine`
     computes, (u * p + q) * v.
     """
-    cut = slices.cut((t, *operands), axis)
-    if cut is None:
+    if slices.cut((t, *operands), axis) is None:
         return _sum_plainly(f, axis, t, *operands)
     t = sharding.vary(t, *operands)
     count = len(jax.eval_shape(f, t, *operands))
-    add_up, broadcast = _sums_and_transpose(f, count, cut, axis, t.dtype)
+    add_up, broadcast = _sums_and_transpose(f, count, axis, t)
     return linear.call(add_up, broadcast, operands, (t,))
 
 
@@ -89,12 +92,11 @@ def combine(
     small = [hold(v) for v in sharding.vary_like(wide, operands)]
     constant = tuple(a for a in range(p.ndim) if small[0].shape[a] == 1)
     like = jax.ShapeDtypeStruct(operands[0].shape, dtype)
-    cut = slices.cut((like, *operands), constant)
-    if cut is None:
+    if slices.cut((like, *operands), constant) is None:
         u, v = f(*operands)
         y = u * small[0] if q is None else u * small[0] + small[1]
         return y if v is None else y * v
-    add_up, broadcast = _sums_and_transpose(products, len(small), cut, constant, dtype)
+    add_up, broadcast = _sums_and_transpose(products, len(small), constant, like)
     (combined,) = linear.call(broadcast, add_up, operands, small)
     return combined
 
@@ -147,9 +149,12 @@ def _sum_each(terms: Sequence[jax.Array], axis: AxisTuple) -> tuple[jax.Array, .
 
 
 def _sum_packed(
-    f: Terms, axis: AxisTuple, cut: slices.Cut, *operands: Any
+    f: Terms, axis: AxisTuple, devices: int, whole_axis: int | None, *operands: Any
 ) -> tuple[jax.Array, ...]:
     """Add up slices as complex numbers: two terms of one slice, or one term of two."""
+    cut = slices.cut(operands, axis, devices, whole_axis)
+    if cut is None:  # what each of several devices has is short
+        return _sum_plainly(f, axis, *operands)
     terms = zip(*(f(*part) for part in cut.slices(operands)), strict=True)
     real, *rest = (cut.each_row_once(term) for term in terms)
     if rest:
@@ -163,31 +168,34 @@ def _sum_packed(
     return _sum_each(parts, cut.others(axis))
 
 
-def _unless_spread(plain: linear.Function, packed: linear.Function) -> linear.Forms:
-    """Slices of what is spread would have to be exchanged."""
-    return linear.Forms(plain, cpu=packed, spread=lambda _: linear.Forms(plain))
+def _sums(f: Terms, axis: AxisTuple, whole_axis: int | None = None) -> linear.Forms:
+    """Return the forms of a sum: packed on CPUs."""
+    plain = partial(_sum_plainly, f, axis)
+
+    def packed(devices: int) -> linear.Forms:
+        return linear.Forms(
+            plain, cpu=partial(_sum_packed, f, axis, devices, whole_axis)
+        )
+
+    return packed(1)._replace(spread=packed)
 
 
 def _sums_and_transpose(
-    f: Terms, count: int, cut: slices.Cut, axis: AxisTuple, dtype: Any
+    f: Terms, count: int, axis: AxisTuple, like: jax.Array | jax.ShapeDtypeStruct
 ) -> tuple[linear.Forms, linear.Forms]:
     """Return the sums of f(t, *operands), linear in `t`; and the transpose.
 
-    `f` returns `count` arrays, and `t` is of `dtype`. Both take the operands first.
+    `f` returns `count` arrays, and `t` is as `like`. Both take the operands first.
     """
+    shape, dtype = like.shape, like.dtype
 
-    def plain(*values: Any) -> tuple[jax.Array, ...]:
-        *operands, t = values
-        return _sum_plainly(f, axis, t, *operands)
-
-    def packed(*values: Any) -> tuple[jax.Array, ...]:
-        *operands, t = values
-        return _sum_packed(f, axis, cut, t, *operands)
+    def operands_last(add_up: linear.Function) -> linear.Function:
+        return lambda *values: add_up(values[-1], *values[:-1])
 
     def broadcast(*values: Any) -> tuple[jax.Array]:
         operands, small = values[:-count], values[-count:]
-        t = lax.full_like(small[0], 0, dtype, cut.shape)  # varies over devices alike
-        each = tuple(jnp.broadcast_to(v, cut.shape) for v in small)
+        t = lax.full_like(small[0], 0, dtype, shape)  # varies over devices alike
+        each = tuple(jnp.broadcast_to(v, shape) for v in small)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
-    return _unless_spread(plain, packed), linear.Forms(broadcast)
+    return _sums(f, axis).map(operands_last), linear.Forms(broadcast)

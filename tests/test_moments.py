@@ -77,17 +77,26 @@ def test_sorted_values_lose_no_digits():
 
 
 def in_sample(rows, platform, part=1):
-    """Say of each row whether it is in (a part of) what a shift is taken from."""
+    """Say of each row whether it is in (a part of) what a shift is taken from.
+
+    Of a TPU, which takes all rows, say so of a quarter.
+    """
+    shards = 8 if platform in ("parts", "gpus") and rows % 8 == 0 else 1
+    x, over = jnp.ones((shards, rows // shards, 4)), Reduction((1,))
     row = np.arange(rows)
-    if platform == "cpu":
-        cut = slices.cut((jnp.ones((rows, 4)),), (0,))
-        pieces, size = sampling._pieces(cut, pack_last_axis=False)
-        place = np.minimum(row // (rows // 4), 3) * (rows // 4)
-        return row - place < pieces * size * part
-    number = 8 if platform in ("parts", "gpus") and rows % 8 == 0 else 1
+    devices = {"cpu": 1, "parts": 8, "spread": 1000}.get(platform)
+    if devices is not None:
+        whole_axis = 1 if shards > 1 else None
+        cut = slices.cut((x,), (1,), devices, whole_axis)
+        if cut is not None:
+            pieces, size = sampling._pieces(cut, pack_last_axis=False)
+            row, quarter = row % cut.num_rows, cut.num_rows // 4
+            place = np.minimum(row // quarter, 3) * quarter
+            return row - place < pieces * size * part
+    number = shards
     if platform in ("gpu", "gpus"):
-        devices, x = (8 if platform == "gpus" else 1), jnp.ones((1, rows // number, 4))
-        number *= (parts._split_on_gpu(x, Reduction((1,)), devices) or (1, 1))[1]
+        _, more = parts._split_on_gpu(x, over, shards) or (1, 1)
+        number *= more
     return row % (rows // number) < np.ceil(rows / number / 4) * part
 
 

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from benchmarks import costs
 from jaxnorm.sampling import approximate_mean
 from tests.conftest import every_platform
 from tests.spreading import AUTO, EXPLICIT, make_mesh
@@ -93,6 +94,32 @@ def test_of_rows_that_are_spread_each_part_has_its_own(mode):
     np.testing.assert_allclose(jax.jit(f)(sharded), parts, rtol=1e-6)
     text = jax.jit(f).lower(sharded).compile().as_text()
     assert not re.search("all-|collective", text)
+
+
+@pytest.mark.parametrize(
+    ("shape", "whole_axis", "taken"),
+    [
+        ((8, 40, 160, 3), None, np.s_[:, :, ::5]),  # of each fold of twenty
+        ((8, 40, 160, 3), 1, np.s_[:, np.r_[0:2, 10:12, 20:22, 30:32]]),
+        ((8, 40, 6, 3), None, np.s_[:]),  # slices would be most of a fold
+        ((8, 8, 6, 3), 1, np.s_[:, :2]),
+    ],
+)
+@pytest.mark.parametrize("spread", [0, 1, 2])
+def test_packed_slices_of_what_is_spread(shape, whole_axis, taken, spread):
+    """They are of each fold, which is on one device. Only their sums are exchanged."""
+    if whole_axis == spread or shape[spread] % 8:
+        pytest.skip("not whole, or not spread evenly")
+    x = RNG.normal(5, 1, shape).astype(np.float32)
+    sharding = NamedSharding(make_mesh(AUTO), P(*[None] * spread, "data"))
+    sharded = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    f = jax.jit(lambda x: approximate_mean(x, (1, 2), whole_axis=whole_axis)[0])
+    compiled = f.lower(sharded).compile()
+    assert set(costs.list_collectives(compiled)) == (
+        {"all-reduce"} if spread else set()
+    )
+    expected = x[taken].mean((1, 2), np.float64, keepdims=True)
+    np.testing.assert_allclose(compiled(jax.device_put(x, sharding)), expected, 1e-6)
 
 
 @both_dtypes

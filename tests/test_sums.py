@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm import slices, sums
+from tests.collectives import list_collectives
 
 RNG = np.random.default_rng(0)
 
@@ -208,7 +209,7 @@ def test_other_platforms_take_plain_sums(platform, axis):
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_an_array_is_cut_where_it_lies_on_one_device(axis_type):
+def test_an_array_is_cut_where_its_type_says_nothing_of_shards(axis_type):
     def f(x):
         return sums.sum_terms(terms, (x, jnp.min(x, 0, keepdims=True)), (0,))[1]
 
@@ -218,11 +219,66 @@ def test_an_array_is_cut_where_it_lies_on_one_device(axis_type):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
     spec = P("data")
     sharded = jax.device_put(x, NamedSharding(mesh, spec))
-    assert not packs(f, sharded)
+    auto = axis_type is AxisType.Auto
+    assert packs(f, sharded) == auto
     with jax.set_mesh(mesh):
-        assert not packs(f, np.asarray(x))
-        assert not packs(f, sharded)
+        assert packs(f, np.asarray(x)) == auto
+        assert packs(f, sharded) == auto
     assert packs(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec), sharded)
+
+
+# A shape, the axes to sum over, how the array is spread; and whether sums are packed.
+SPREAD = [
+    ((64, 6), (0,), P("data"), True),
+    ((64, 6), (0,), P(("data", "model")), True),
+    ((64, 6), (0,), P(None, "model"), True),
+    ((24, 6), (0,), P("data"), False),  # three rows on each device
+    ((16, 6, 6), (0, 1), P("data"), False),
+    ((32, 4, 8, 6), (0, 1, 2), P("data", "model"), True),
+    ((4, 32, 8, 6), (0, 1, 2), P("data", "model"), True),
+    ((4, 8, 40, 6), (1, 2), P("data", "model"), True),
+    ((4, 8, 40, 6), (1, 2), P(None, "model", "data"), True),  # five columns on each
+    ((4, 8, 48, 6), (1, 2), P("model", None, "data"), True),  # an overlap
+    ((8, 64), (1,), P("data"), False),
+    ((8, 64), (1,), P(None, "data"), False),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize(("shape", "axis", "spec", "packed"), SPREAD)
+def test_slices_are_of_what_each_device_has(shape, axis, spec, packed, dtype):
+    """However it is spread. What is exchanged is what plain sums exchange."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    values = jnp.asarray(RNG.normal(3, 1, (2, *shape)), dtype)
+    x, t = (jax.device_put(v, NamedSharding(mesh, spec)) for v in values)
+    shift = jnp.full((1,) * len(shape), 3.0)
+
+    def products(t, x, shift):
+        return t * terms(x, shift)[0], t.astype(jnp.float32)
+
+    def two_sums(x, t):
+        return sums.sum_terms(terms, (x, shift), axis)
+
+    def linear_sums(x, t):
+        return sums.sum_linear_terms(products, t.astype(jnp.float32), (x, shift), axis)
+
+    plain_sums = jax.jit(lambda x: sums._sum_plainly(terms, axis, x, shift))
+    x64, t64 = (np.asarray(v, np.float64) for v in values)
+    d = x64 - 3
+    for f, each in ((two_sums, (d, d**2)), (linear_sums, (t64 * d, t64))):
+        assert packs(f, x, t) == packed
+        assert list_collectives(jax.jit(f), x, t) == list_collectives(plain_sums, x)
+        for got, term in zip(jax.jit(f)(x, t), each, strict=True):
+            expected = term.sum(axis, keepdims=True)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_axis_that_is_known_to_be_whole_is_not_folded():
+    x = jnp.ones((8, 32, 7, 3))
+    cut = slices.cut((x,), (1, 2), devices=8, whole_axis=1)
+    assert (cut.group, cut.fold) == ((1,), 1)
+    assert slices.cut((x,), (1, 2), devices=8).group == (2,)
+    assert slices.cut((x,), (1,), devices=8) is None  # four rows on each device
 
 
 @pytest.mark.parametrize("row", [256, 512, 1024, 2048, 4096])
