@@ -6,7 +6,7 @@ Two kinds of programs gain by it:
   collective of its own, before that of the sums. (In shard_map every device measures
   its own rows anyway.) With a part, or several, on each device there is one. Meshes
   divide the number of devices, which is known at lowering; on a mesh of Explicit axes
-  types say what the shards are.
+  types say what the shards are, on all platforms alike.
 - XLA:GPU makes one kernel of a sum over up to 4096 rows, with a thread for every 32 of
   them, and writes x - shift to memory before. Of short parts it makes many threads,
   which read x in place.
@@ -47,18 +47,18 @@ def measure_in_parts(
         return measure(x, weights, over)
     known = isinstance(x.shape[0], int)  # and not symbolic, as in jax.export
     batch = over.axis[0] == 0 and over.channel_groups is None and known
+    if sharding.is_explicit(x, weights):
+        shards = sharding.count_shards(x, 0) if batch else 1
+        return _measure_shards(measure, x, weights, over, shards)
     if not batch and _split_on_gpu(x, over) is None:
         return measure(x, weights, over)
 
-    def forms(devices: int, shards: int) -> linear.Forms:
-        in_shards = partial(_measure_shards, over=over, shards=shards if batch else 1)
+    def forms(devices: int) -> linear.Forms:
+        shards = partial(_measure_shards, over=over, shards=devices if batch else 1)
         on_gpu = partial(_measure_on_gpu, measure, devices=devices)
-        return linear.Forms(partial(in_shards, measure), gpu=partial(in_shards, on_gpu))
+        return linear.Forms(partial(shards, measure), gpu=partial(shards, on_gpu))
 
-    if sharding.is_explicit(x, weights):
-        each = forms(1, sharding.count_shards(x, 0))
-    else:
-        each = forms(1, 1)._replace(spread=lambda n: forms(n, n))
+    each = forms(1)._replace(spread=forms)
     return ShiftedMoments(*linear.choose(each, (x, weights)))
 
 
@@ -138,8 +138,8 @@ def _split_on_gpu(
 ) -> tuple[int, int] | None:
     """Return which axis a GPU gains by splitting, and in how many parts.
 
-    Of what several devices share, the first axis is not split, nor one that is spread
-    by its type. Another one may be spread, evenly: its shards have whole parts.
+    Of what several devices share, the first axis is not split. Another one may be
+    spread, evenly: its shards have whole parts.
     """
     sizes = [x.shape[a] for a in over.axis]
     if over.axis[-1] == x.ndim - 1 or not all(isinstance(n, int) for n in sizes):
@@ -151,7 +151,7 @@ def _split_on_gpu(
     equal = [
         (a, n)
         for a in over.axis
-        if sharding.count_shards(x, a) == 1 and (a > 0 or devices == 1)
+        if a > 0 or devices == 1
         for n in numbers
         if x.shape[a] % n == 0 and n % math.gcd(x.shape[a], devices) == 0
     ]
