@@ -11,8 +11,9 @@ there the sample is one slice of one axis, which these compilers read in place. 
 quarter, as their sums of many terms are rounded a little more. On TPUs that is for half
 precision: of float32, XLA adds up all values in the product that makes them.
 
-Where plain jit spreads an array over devices, and on meshes of Explicit axes, CPUs take
-the slice as well, and all take it along an axis that is whole on each device.
+Where plain jit spreads an array over devices, CPUs pack slices of what each device has,
+and others take a slice along an axis that is whole on each. On meshes of Explicit axes
+every platform takes that slice.
 """
 
 import math
