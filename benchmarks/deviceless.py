@@ -73,8 +73,10 @@ class Config:
     """Only these dtypes."""
     peer: PeerName = "linen"
     """The peer beside jaxnorm."""
+    spread: bool = False
+    """Spread the batch over four devices, under plain jit."""
     out: Path = Path("runs/benchmarks")
-    """Where deviceless-DEVICE.json goes."""
+    """Where deviceless-DEVICE.json goes, or deviceless-DEVICE-spread.json."""
 
 
 @dataclass(frozen=True)
@@ -109,16 +111,23 @@ def main(config: Config) -> None:
     """Compile, print a table, and write the JSON."""
     devices = describe(config.device)
     cases = select_cases(config.ops, config.shapes, config.dtypes)
+    if config.spread:  # what has an axis name is mapped over devices instead
+        cases = [case for case in cases if not case.axis_name]
     counts: list[Count] = []
     for case in tqdm(cases, unit="case", disable=None):
         names = (SUBJECT, config.peer, NO_NORM)
-        each = [row for name in names for row in count(case, name, devices)]
+        each = [
+            row
+            for name in names
+            for row in count(case, name, devices, spread=config.spread)
+        ]
         each.sort(key=lambda row: row.phase)
         print_case(case, each)
         counts += each
     print_means(counts)
     config.out.mkdir(parents=True, exist_ok=True)
-    path = config.out / f"deviceless-{config.device}.json"
+    name = f"deviceless-{config.device}{'-spread' if config.spread else ''}.json"
+    path = config.out / name
     rows = {
         "device": devices[0].device_kind,
         "jax": jax.__version__,
@@ -146,11 +155,12 @@ def describe(device: DeviceName) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
-def count(case: Case, provider: str, devices: Sequence[Any]) -> list[Count]:
+def count(
+    case: Case, provider: str, devices: Sequence[Any], *, spread: bool = False
+) -> list[Count]:
     """Compile the networks of a case; none where there is no such operation."""
-    mesh = Mesh(
-        np.array(devices[: SYNC_DEVICES if case.axis_name else 1]), (SYNC_AXIS,)
-    )
+    number = SYNC_DEVICES if case.axis_name or spread else 1
+    mesh = Mesh(np.array(devices[:number]), (SYNC_AXIS,))
     if provider == NO_NORM:
         function = no_norm
     else:
@@ -214,7 +224,7 @@ def count_network(
 def _describe_array(case: Case, name: str, mesh: Mesh) -> jax.ShapeDtypeStruct:
     large = name in OF_INPUT_SHAPE
     shape = case.shape if large else (case.features,)
-    sharding = NamedSharding(mesh, P(SYNC_AXIS) if large and case.axis_name else P())
+    sharding = NamedSharding(mesh, P(SYNC_AXIS) if large else P())
     dtype = jnp.dtype(case.dtype) if large else jnp.float32
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 

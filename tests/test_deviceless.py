@@ -1,5 +1,6 @@
 """Counting what programs cost on devices that are not there."""
 
+import dataclasses
 import json
 
 import jax
@@ -80,6 +81,14 @@ def test_a_network_is_counted_on_any_kind_of_device(op):
     assert own["training"].passes > own["forward"].passes
 
 
+def test_a_batch_is_spread_over_four_devices_under_plain_jit():
+    case = Case("batch_norm", (8, 16), "float32")
+    counts = deviceless.count(case, "jaxnorm", jax.devices(), spread=True)
+    assert [c.collectives for c in counts] == [1, 3]  # two are of other gradients
+    alone = deviceless.count(case, "jaxnorm", jax.devices())
+    assert [c.collectives for c in alone] == [0, 0]
+
+
 def test_what_a_library_does_not_have_is_left_out():
     assert deviceless.count(Case("rms_norm", (8, 16), "float32"), "jax.nn", []) == []
 
@@ -91,6 +100,8 @@ def test_table_and_file(tmp_path, capsys, monkeypatch):
     deviceless.main(config)
     shown = capsys.readouterr().out
     assert "rms_norm 4096x512 float32" in shown and "training linen" in shown
+    deviceless.main(dataclasses.replace(config, spread=True))
+    assert (tmp_path / "new" / "deviceless-v5e-spread.json").exists()
     written = json.loads((tmp_path / "new" / "deviceless-v5e.json").read_text())
     assert [row["provider"] for row in written["rows"]] == [
         *["jaxnorm", "linen", "none"] * 2
