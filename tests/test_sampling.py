@@ -63,7 +63,7 @@ SLICES = [
 @pytest.mark.parametrize(("shape", "axis", "wide", "on_gpu", "on_tpu"), SLICES)
 def test_one_slice_elsewhere(shape, axis, dtype, wide, on_gpu, on_tpu, platform):
     """Or all of it: of rows, and of float32 on a TPU."""
-    x = jnp.asarray(RNG.normal(5, 1, shape), dtype)
+    x = jnp.asarray(RNG.integers(0, 16, shape), dtype)  # whose sums are exact
     taken = {
         ("gpu", jnp.float32): wide,
         ("gpu", jnp.bfloat16): on_gpu,
