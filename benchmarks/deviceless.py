@@ -113,6 +113,8 @@ def main(config: Config) -> None:
     cases = select_cases(config.ops, config.shapes, config.dtypes)
     if config.spread:  # what has an axis name is mapped over devices instead
         cases = [case for case in cases if not case.axis_name]
+    if not cases:
+        raise ValueError("the filters leave nothing to count: leave one of them out")
     counts: list[Count] = []
     for case in tqdm(cases, unit="case", disable=None):
         names = (SUBJECT, config.peer, NO_NORM)
@@ -263,5 +265,5 @@ def mean_ratios(
 
 
 if __name__ == "__main__":
-    with one_line_errors(ModuleNotFoundError):
+    with one_line_errors(ModuleNotFoundError, ValueError):
         main(tyro.cli(Config, prog="python -m benchmarks.deviceless"))

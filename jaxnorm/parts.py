@@ -53,9 +53,9 @@ def measure_in_parts(
     if not batch and _split_on_gpu(x, over) is None:
         return measure(x, weights, over)
 
-    def forms(devices: int) -> linear.Forms:
-        shards = partial(_measure_shards, over=over, shards=devices if batch else 1)
-        on_gpu = partial(_measure_on_gpu, measure, devices=devices)
+    def forms(number: int) -> linear.Forms:
+        shards = partial(_measure_shards, over=over, shards=number if batch else 1)
+        on_gpu = partial(_measure_on_gpu, measure, num_devices=number)
         return linear.Forms(partial(shards, measure), gpu=partial(shards, on_gpu))
 
     each = forms(1)._replace(spread=forms)
@@ -80,10 +80,10 @@ def _measure_on_gpu(
     x: jax.Array,
     weights: jax.Array | None,
     over: Reduction,
-    devices: int,
+    num_devices: int,
 ) -> ShiftedMoments:
     """Measure parts of an axis, as long as a GPU is fast with."""
-    split = _split_on_gpu(x, over, devices)
+    split = _split_on_gpu(x, over, num_devices)
     if split is None:
         return measure(x, weights, over)
     return _measure_parts(measure, x, weights, over, *split, _repeat)
@@ -134,7 +134,7 @@ def _repeat(tree: Tree, number: int) -> Tree:
 
 
 def _split_on_gpu(
-    x: jax.Array, over: Reduction, devices: int = 1
+    x: jax.Array, over: Reduction, num_devices: int = 1
 ) -> tuple[int, int] | None:
     """Return which axis a GPU gains by splitting, and in how many parts.
 
@@ -151,9 +151,9 @@ def _split_on_gpu(
     equal = [
         (a, n)
         for a in over.axis
-        if a > 0 or devices == 1
+        if a > 0 or num_devices == 1
         for n in numbers
-        if x.shape[a] % n == 0 and n % math.gcd(x.shape[a], devices) == 0
+        if x.shape[a] % n == 0 and n % math.gcd(x.shape[a], num_devices) == 0
     ]
     good = [(a, n) for a, n in equal if rows // n <= GOOD_ROWS]
     return min(good or equal, key=lambda split: split[1], default=None)

@@ -7,6 +7,7 @@ so that both are fast.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -237,6 +238,7 @@ def _cut_last_axis(length: int, narrow: bool, *, alone: bool) -> tuple[int, int,
     return fold, math.ceil(length / fold / size), size
 
 
+@cache  # asked once where a form is traced, and again where it is lowered
 def _cheapest(
     length: int, least: int, most: int, shortest: int, row: int
 ) -> tuple[int, int] | None:

@@ -42,6 +42,7 @@ def sum_terms(
 
     Sums along the last axis are left plain unless `pack_last_axis`: XLA:CPU fuses up
     to three of them with the operations around them, if nothing else uses the sums.
+    `whole_axis` is one of `axis` that the compiler does not spread over devices.
     """
     cut = slices.cut(operands, axis)
     if cut is None or (cut.along_last_axis and not pack_last_axis):
