@@ -23,6 +23,8 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from jaxnorm import sharding
+
 Function = Callable[..., tuple[jax.Array, ...]]
 
 
@@ -93,7 +95,10 @@ def choose(forms: Forms, operands: Sequence[jax.Array | None]) -> tuple[jax.Arra
 
 
 def _types(*types: Any, forward: Forms, **_: Any) -> Any:
-    return jax.make_jaxpr(forward.plain)(*types).out_avals
+    def on_one_mesh(*values: jax.Array) -> list[jax.Array]:
+        return [sharding.on_mesh_of(v, *values) for v in forward.plain(*values)]
+
+    return jax.make_jaxpr(on_one_mesh)(*types).out_avals
 
 
 def _differentiate(primals: Any, tangents: Any, **params: Any) -> Any:
@@ -125,7 +130,10 @@ def _transpose(cotangents: Any, *values: Any, **params: Any) -> list[Any]:
     swapped = {"forward": params["transpose"], "transpose": params["forward"]}
     cotangents = map(ad.instantiate_zeros, cotangents)
     out = _linear.bind(*values[:count], *cotangents, operands=count, **swapped)
-    return [None] * count + list(out)
+    return [None] * count + [
+        sharding.as_type(ct, arg.aval) if ad.is_undefined_primal(arg) else None
+        for ct, arg in zip(out, values[count:], strict=True)
+    ]
 
 
 def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
@@ -140,7 +148,10 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
         def many(*values: Any) -> tuple[jax.Array, ...]:
             in_axes = (*mapped, *[0] * (len(values) - count))
             size, name = axis.size, axis.spmd_name
-            return jax.vmap(f, in_axes, axis_size=size, spmd_axis_name=name)(*values)
+            out = jax.vmap(f, in_axes, axis_size=size, spmd_axis_name=name)(*values)
+            # What depends on no mapped value is spread over devices as all others.
+            first = values[in_axes.index(0)]
+            return tuple(sharding.shard_axis_like(v, first, 0) for v in out)
 
         return many
 
@@ -161,7 +172,7 @@ def _lower(
     **_: Any,
 ) -> Any:
     form = forward.choose(platform, _number_of_devices(ctx))
-    return mlir.lower_fun(form)(ctx, *values)
+    return mlir.lower_fun(sharding.on_auto_axes(form, ctx.avals_out))(ctx, *values)
 
 
 def _number_of_devices(ctx: mlir.LoweringRuleContext) -> int:

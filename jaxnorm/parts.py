@@ -5,8 +5,7 @@ Two kinds of programs gain by it:
 - Where plain jit spreads rows over devices, a shift for all of them would be a
   collective of its own, before that of the sums. (In shard_map every device measures
   its own rows anyway.) With a part, or several, on each device there is one. Meshes
-  divide the number of devices, which is known at lowering; on a mesh of Explicit axes
-  types say what the shards are, on all platforms alike.
+  divide the number of devices, which is known at lowering.
 - XLA:GPU makes one kernel of a sum over up to 4096 rows, with a thread for every 32 of
   them, and writes x - shift to memory before. Of short parts it makes many threads,
   which read x in place.
@@ -20,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxnorm import devices, linear, sharding, shifted, sums
+from jaxnorm import devices, linear, shifted, sums
 from jaxnorm.reduction import Reduction
 from jaxnorm.shifted import ShiftedMoments
 from jaxnorm.weighting import weighs_the_same_everywhere
@@ -47,9 +46,6 @@ def measure_in_parts(
         return measure(x, weights, over)
     known = isinstance(x.shape[0], int)  # and not symbolic, as in jax.export
     batch = over.axis[0] == 0 and over.channel_groups is None and known
-    if sharding.is_explicit(x, weights):
-        shards = sharding.count_shards(x, 0) if batch else 1
-        return _measure_shards(measure, x, weights, over, shards)
     if not batch and _split_on_gpu(x, over) is None:
         return measure(x, weights, over)
 
@@ -102,8 +98,10 @@ def _measure_parts(
     if number == 1 or x.shape[axis] % number:
         return measure(x, weights, over)
 
-    def split(v: jax.Array) -> jax.Array:
-        return sharding.split(v, axis, number)
+    def split(v: jax.Array) -> jax.Array:  # one of size 1 along the axis is a part
+        before, size, after = v.shape[:axis], v.shape[axis], v.shape[axis + 1 :]
+        parts = min(number, size)
+        return v.reshape(*before, parts, size // parts, *after)
 
     weights_of_parts = None if weights is None else split(weights)
     parts = measure(split(x), weights_of_parts, _within(over, axis))

@@ -12,8 +12,7 @@ quarter, as their sums of many terms are rounded a little more. On TPUs that is 
 precision: of float32, XLA adds up all values in the product that makes them.
 
 Where plain jit spreads an array over devices, CPUs pack slices of what each device has,
-and others take a slice along an axis that is whole on each. On meshes of Explicit axes
-every platform takes that slice.
+and others take a slice along an axis that is whole on each.
 """
 
 import math
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import dtypes, linear, sharding, slices
+from jaxnorm import dtypes, linear, slices
 from jaxnorm.slices import AxisTuple
 
 # The number of evenly spaced places that packed slices are taken from.
@@ -49,10 +48,6 @@ def approximate_mean(
     def slice_along(axis_to_slice: int | None) -> linear.Function:
         return partial(_mean_of_slice, axis, axis_to_slice)
 
-    if sharding.is_explicit(x):
-        whole = [a for a in axis if sharding.count_shards(x, a) == 1]
-        along = None if last in axis else _axis_to_slice(x, whole)
-        return _mean_of_slice(axis, along, x)[0], along is None
     cut = slices.cut((x,), axis)
     if cut is None or not _pieces(cut, pack_last_axis)[1]:
         return _mean(axis, x)[0], True

@@ -77,6 +77,29 @@ def as_spread(value: jax.Array, like: jax.Array) -> jax.Array:
     return shard_like(vary(value, like), like)
 
 
+def on_mesh_of(value: jax.Array, *others: jax.Array) -> jax.Array:
+    """Put `value` on the mesh of one of the others, if its axes are Explicit."""
+    mesh = _explicit_mesh(*others)
+    return value if mesh is None else _reshard(value, mesh, _spec(value))
+
+
+def shard_like_results(
+    values: Tree, f: Callable[..., Tree], *args: jax.Array | None
+) -> Tree:
+    """Shard `values` as f(*args) is, of the same shapes, on Explicit mesh axes."""
+    mesh = _explicit_mesh(*(arg for arg in args if arg is not None))
+    if mesh is None:
+        return values
+    return jax.tree.map(as_type, values, jax.eval_shape(f, *args))
+
+
+def as_type(value: jax.Array, aval: Any) -> jax.Array:
+    """Shard `value` as a type says, if it lies on a mesh of Explicit axes."""
+    if not aval.sharding.mesh.explicit_axes:
+        return value
+    return jax.sharding.reshard(value, aval.sharding)
+
+
 def shard_axis_like(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
     """Shard `value` as `like` is along `axis`; other axes stay as they are."""
     mesh = _explicit_mesh(like, value)
@@ -104,46 +127,33 @@ def whole_parts(value: jax.Array, axis: int, parts: int) -> jax.Array:
     if mesh is None:
         return value
     spec = _spec(value)
-    if parts % count_shards(value, axis):
+    if parts % _count_shards(value, axis):
         spec[axis] = None
     return _reshard(value, mesh, spec)
+
+
+def on_auto_axes(
+    f: Callable[..., Sequence[jax.Array]], out_types: Sequence[Any]
+) -> Callable[..., Sequence[jax.Array]]:
+    """Return `f` for arguments on Explicit mesh axes, computed as on Auto axes.
+
+    What it returns is sharded as `out_types` say, all on the mesh of the arguments.
+    """
+
+    def on_auto(*args: jax.Array) -> Sequence[jax.Array]:
+        mesh = _explicit_mesh(*args)
+        if mesh is None:
+            return f(*args)
+        out_sharding = tuple(t.sharding for t in out_types)
+        auto_axes = partial(jax.sharding.auto_axes, axes=mesh.explicit_axes)
+        return auto_axes(lambda *a: tuple(f(*a)), out_sharding=out_sharding)(*args)
+
+    return on_auto
 
 
 def is_spread(value: jax.Array) -> bool:
     """Whether `value` is sharded over Explicit axes."""
     return any(_spec(value))
-
-
-def is_explicit(*values: Any) -> bool:
-    """Whether a value, or what is computed here, lies on a mesh of Explicit axes."""
-    if jax.sharding.get_abstract_mesh().explicit_axes:
-        return True
-    # What is no array says nothing of its sharding: a ShapeDtypeStruct.
-    return _explicit_mesh(*(v for v in values if isinstance(v, jax.Array))) is not None
-
-
-def count_shards(value: jax.Array, axis: int) -> int:
-    """Return the number of shards along `axis`, on a mesh of Explicit axes."""
-    mesh = _explicit_mesh(value)
-    if mesh is None:
-        return 1
-    names = _spec(value)[axis]
-    names = names if isinstance(names, tuple) else (names,)
-    return math.prod(mesh.shape[name] for name in names if name is not None)
-
-
-def split(value: jax.Array, axis: int, parts: int) -> jax.Array:
-    """Split an axis into `parts`, and what each has; an axis of size 1 has one."""
-    sizes = list(value.shape)
-    parts = min(parts, sizes[axis])
-    sizes[axis : axis + 1] = parts, sizes[axis] // parts
-    mesh = _explicit_mesh(value)
-    if mesh is None:
-        return value.reshape(sizes)
-    spec = _spec(value)
-    spec.insert(axis + 1, None)
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
-    return lax.reshape(value, sizes, out_sharding=sharding)
 
 
 def _vary_over(leaf: jax.Array, over: frozenset[AxisName]) -> jax.Array:
@@ -168,6 +178,16 @@ def _spec(value: jax.Array) -> list[Any]:
     """Return the mesh axes that every axis of `value` is spread over."""
     spec = jax.typeof(value).sharding.spec
     return [*spec, *[None] * (value.ndim - len(spec))]
+
+
+def _count_shards(value: jax.Array, axis: int) -> int:
+    """Return the number of shards along `axis`, on a mesh of Explicit axes."""
+    mesh = _explicit_mesh(value)
+    if mesh is None:
+        return 1
+    names = _spec(value)[axis]
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(mesh.shape[name] for name in names if name is not None)
 
 
 def _reshard(value: jax.Array, mesh: AbstractMesh, spec: list[Any]) -> jax.Array:

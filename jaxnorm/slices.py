@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxnorm import sharding
-
 
 class Limits(NamedTuple):
     """Numbers and sizes of slices that XLA:CPU is fast with."""
@@ -168,13 +166,12 @@ def cut(
 ) -> Cut | None:
     """Return how to cut along `axis`; the first operand has the full shape.
 
-    None if that is short, or the types of arrays say how they are sharded. They may be
-    spread over so many devices, evenly, in a way that is not known; but `whole_axis` is
-    not spread.
+    None if that is short. Arrays may be spread over so many devices, evenly, in a way
+    that is not known; but `whole_axis` is not spread.
     """
     x = operands[0]
     present = [v for v in operands if v is not None]
-    if not axis or jnp.iscomplexobj(x) or sharding.is_explicit(*present):
+    if not axis or jnp.iscomplexobj(x):
         return None
     if not all(isinstance(n, int) and n for n in x.shape):  # empty, or symbolic
         return None

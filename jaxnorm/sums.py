@@ -7,9 +7,8 @@ once as the real and the imaginary part of a complex number. That is one loop, w
 reads each array once, in its own dtype, and writes nothing large.
 
 Other platforms fuse the two reductions by themselves, so they take the plain sums. In a
-program whose arrays may be spread over devices, slices are of what each device has; on
-meshes of Explicit axes sums are plain. The form is chosen at lowering: one traced
-program is right everywhere.
+program whose arrays may be spread over devices, slices are of what each device has. The
+form is chosen at lowering: one traced program is right everywhere.
 
 The terms of a sum are given as a function of its operands, so that slices are cut from
 arrays that are in memory already, not from terms that would have to be written first.
@@ -196,7 +195,9 @@ def _sums_and_transpose(
     def broadcast(*values: Any) -> tuple[jax.Array]:
         operands, small = values[:-count], values[-count:]
         t = lax.full_like(small[0], 0, dtype, shape)  # varies over devices alike
+        t = sharding.shard_like(t, operands[0])
         each = tuple(jnp.broadcast_to(v, shape) for v in small)
+        each = sharding.shard_like_results(each, f, t, *operands)
         return jax.linear_transpose(lambda t: f(t, *operands), t)(each)
 
     return _sums(f, axis).map(operands_last), linear.Forms(broadcast)

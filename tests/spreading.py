@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DEVICES = 8
 AXIS = "data"
+MESH = {AXIS: 4, "model": 2}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ AUTO = Mode("jit auto", None, True, False)
 EXPLICIT = Mode("jit explicit", None, True, False)
 MODES = [PMAP, VMAP, CHECKED, UNCHECKED, AUTO, EXPLICIT]
 MAPPED = [PMAP, VMAP, CHECKED, UNCHECKED]
+each_kind_of_axes = pytest.mark.parametrize("mode", [AUTO, EXPLICIT], ids=str)
 
 
 def make_mesh(mode: Mode, shape: dict[str, int] | None = None) -> Mesh:
@@ -115,6 +118,11 @@ def spread(mode: Mode, f: Callable[..., Any], in_axes: Any, out_axes: Any) -> An
         return over_leaves(_join if mode is VMAP else _join_copies, out_axes, results)
 
     return on_whole_arrays
+
+
+def put(mode: Mode, value: Any, *spec: Any) -> jax.Array:
+    """Spread one array over a mesh of two axes, as a PartitionSpec says."""
+    return jax.device_put(value, NamedSharding(make_mesh(mode, MESH), P(*spec)))
 
 
 def split(args: Any, in_axes: Any) -> Any:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from jaxnorm import slices, sums
 from tests.collectives import list_collectives
+from tests.spreading import MESH, each_kind_of_axes, make_mesh, put
 
 RNG = np.random.default_rng(0)
 
@@ -208,22 +208,20 @@ def test_other_platforms_take_plain_sums(platform, axis):
     assert "complex<f32>" in text("cpu")
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=str)
-def test_an_array_is_cut_where_its_type_says_nothing_of_shards(axis_type):
+@each_kind_of_axes
+def test_an_array_is_cut_on_any_mesh(mode):
     def f(x):
         return sums.sum_terms(terms, (x, jnp.min(x, 0, keepdims=True)), (0,))[1]
 
-    x = jnp.ones((64, 4))
+    x = np.ones((64, 4), np.float32)
     assert jax.device_count() > 1
     assert packs(f, x)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
-    spec = P("data")
-    sharded = jax.device_put(x, NamedSharding(mesh, spec))
-    auto = axis_type is AxisType.Auto
-    assert packs(f, sharded) == auto
+    mesh, spec = make_mesh(mode, MESH), P("data")
+    sharded = put(mode, x, "data")
+    assert packs(f, sharded)
     with jax.set_mesh(mesh):
-        assert packs(f, np.asarray(x)) == auto
-        assert packs(f, sharded) == auto
+        assert packs(f, x)
+        assert packs(f, sharded)
     assert packs(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec), sharded)
 
 
@@ -245,12 +243,12 @@ SPREAD = [
 
 
 @both_dtypes
+@each_kind_of_axes
 @pytest.mark.parametrize(("shape", "axis", "spec", "packed"), SPREAD)
-def test_slices_are_of_what_each_device_has(shape, axis, spec, packed, dtype):
+def test_slices_are_of_what_each_device_has(shape, axis, spec, packed, mode, dtype):
     """However it is spread. What is exchanged is what plain sums exchange."""
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     values = jnp.asarray(RNG.normal(3, 1, (2, *shape)), dtype)
-    x, t = (jax.device_put(v, NamedSharding(mesh, spec)) for v in values)
+    x, t = (put(mode, v, *spec) for v in values)
     shift = jnp.full((1,) * len(shape), 3.0)
 
     def products(t, x, shift):
