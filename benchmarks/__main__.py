@@ -41,6 +41,8 @@ class Config:
     """Only these modes: the forward pass, it and gradients, it and a tangent."""
     providers: tuple[ProviderName, ...] = ()
     """Only these peers beside jaxnorm, which have to be installed."""
+    spread: bool = False
+    """Spread batches over four devices, on a CPU simulated ones, under plain jit."""
     quick: bool = False
     """One or two shapes an operation, no jvp, fewer samples: two minutes."""
     costs_only: bool = False
@@ -52,7 +54,7 @@ class Config:
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
     out: Path | None = None
-    """Where results.json and ratios.png go; runs/benchmarks, quick in it if quick."""
+    """Where results.json and ratios.png go; runs/benchmarks, in it spread or quick."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""
@@ -62,17 +64,21 @@ class Config:
         self.chosen_providers()
         if not self.cases():
             raise ValueError(
-                "no operation of --ops is measured on a shape of --shapes; leave one "
-                "of the two out to see what goes together"
+                "no operation of --ops is measured on a shape of --shapes (and "
+                "sync_batch_norm not with --spread); leave one of them out to see what "
+                "goes together"
             )
 
     def folder(self) -> Path:
-        """Return where results go; a quick run leaves those of a long one alone."""
-        return self.out or Path("runs/benchmarks", "quick" if self.quick else "")
+        """Return where results go; what was measured otherwise is left alone."""
+        kinds = {"spread": self.spread, "quick": self.quick}
+        chosen = (kind for kind, is_chosen in kinds.items() if is_chosen)
+        return self.out or Path("runs/benchmarks", *chosen)
 
     def cases(self) -> list[Any]:
         """Return the cases of the table that pass the filters."""
-        return select_cases(self.ops, self.shapes, self.dtypes, quick=self.quick)
+        filters = self.ops, self.shapes, self.dtypes
+        return select_cases(*filters, quick=self.quick, spread=self.spread)
 
     def chosen_modes(self) -> tuple[Mode, ...]:
         """Return the modes; a quick run leaves out jvp, unless it is named."""

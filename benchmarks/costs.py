@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks.shapes import SYNC_DEVICES, Case, Mode
+from benchmarks.shapes import Case, Mode
 
 COLLECTIVE = re.compile(
     r"= .*\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
@@ -40,7 +40,7 @@ def measure_costs(
 ) -> Costs:
     """Look into a compiled program and into the residuals of its function."""
     # The program of several devices is that of each of them, for its share of x.
-    share = case.size // (1 if case.axis_name is None else SYNC_DEVICES)
+    share = case.size // case.devices
     accessed = bytes_accessed(compiled)
     memory = compiled.memory_analysis()
     residual = None

@@ -36,7 +36,6 @@ from benchmarks.shapes import (
     OPS,
     SHAPE_NAMES,
     SYNC_AXIS,
-    SYNC_DEVICES,
     Case,
     Dtype,
     select_cases,
@@ -110,19 +109,14 @@ class Count:
 def main(config: Config) -> None:
     """Compile, print a table, and write the JSON."""
     devices = describe(config.device)
-    cases = select_cases(config.ops, config.shapes, config.dtypes)
-    if config.spread:  # what has an axis name is mapped over devices instead
-        cases = [case for case in cases if not case.axis_name]
+    filters = config.ops, config.shapes, config.dtypes
+    cases = select_cases(*filters, spread=config.spread)
     if not cases:
         raise ValueError("the filters leave nothing to count: leave one of them out")
     counts: list[Count] = []
     for case in tqdm(cases, unit="case", disable=None):
         names = (SUBJECT, config.peer, NO_NORM)
-        each = [
-            row
-            for name in names
-            for row in count(case, name, devices, spread=config.spread)
-        ]
+        each = [row for name in names for row in count(case, name, devices)]
         each.sort(key=lambda row: row.phase)
         print_case(case, each)
         counts += each
@@ -157,12 +151,9 @@ def describe(device: DeviceName) -> Sequence[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 
 
-def count(
-    case: Case, provider: str, devices: Sequence[Any], *, spread: bool = False
-) -> list[Count]:
+def count(case: Case, provider: str, devices: Sequence[Any]) -> list[Count]:
     """Compile the networks of a case; none where there is no such operation."""
-    number = SYNC_DEVICES if case.axis_name or spread else 1
-    mesh = Mesh(np.array(devices[:number]), (SYNC_AXIS,))
+    mesh = Mesh(np.array(devices[: case.devices]), (SYNC_AXIS,))
     if provider == NO_NORM:
         function = no_norm
     else:

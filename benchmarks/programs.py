@@ -109,7 +109,7 @@ def on_devices(function: Function, mesh: Mesh, *, check_vma: bool) -> Function:
 
 
 def sync_mesh() -> Mesh:
-    """Return the devices that a synchronized batch is spread over."""
+    """Return the devices that a batch is spread over."""
     return Mesh(np.array(jax.devices()[:SYNC_DEVICES]), (SYNC_AXIS,))
 
 
@@ -120,7 +120,7 @@ def place(case: Case, inputs: Inputs, *, channels_first: bool = False) -> list[A
         if channels_first and name in OF_INPUT_SHAPE and len(case.shape) == 4:
             array = np.moveaxis(array, -1, 1)
         array = np.array(array, order="C")  # a copy, as a CPU device shares the memory
-        if case.axis_name is None:
+        if case.devices == 1:
             arrays.append(jax.device_put(array))
         else:
             spec = P(SYNC_AXIS) if name in OF_INPUT_SHAPE else P()

@@ -79,7 +79,7 @@ def tables(
     """
     for group in _by_kind(rows):
         case, mode = group[0].case, MODE_LABELS[group[0].mode]
-        kind = f"{case.op}, {case.dtype}, {mode}"
+        kind = f"{case.op}, {case.dtype}, {mode}" + (", spread" if case.spread else "")
         if group[0].seconds is not None:
             yield f"{kind}: time", time_table(group)
         yield f"{kind}: costs of {' | '.join(costs_are_of(group))}", cost_table(group)

@@ -93,11 +93,7 @@ def run(plan: Plan, processes: int = 1) -> list[Row]:
     devices, where this one has too few: more devices would change how the other cases
     use the cores.
     """
-    apart = [
-        case
-        for case in plan.cases
-        if case.axis_name and jax.device_count() < SYNC_DEVICES
-    ]
+    apart = [case for case in plan.cases if case.devices > jax.device_count()]
     here = [case for case in plan.cases if case not in apart]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +203,7 @@ def _row(case: Case, mode: Mode, name: str, program: Program, **measured) -> Row
         case,
         mode,
         name,
-        device=f"{SYNC_DEVICES} x {device}" if case.axis_name else device,
+        device=f"{case.devices} x {device}" if case.devices > 1 else device,
         compile_seconds=program.compile_seconds,
         costs=program.costs,
         **measured,

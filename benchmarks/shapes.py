@@ -78,12 +78,16 @@ OPS: dict[str, Op] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One operation on one shape and dtype: what a provider builds a function for."""
+    """One operation on one shape and dtype: what a provider builds a function for.
+
+    With `spread`, plain jit spreads the batch over devices.
+    """
 
     op: str
     shape: Shape
     dtype: Dtype
     groups: int = 32
+    spread: bool = False
 
     @property
     def features(self) -> int:
@@ -102,8 +106,13 @@ class Case:
 
     @property
     def axis_name(self) -> str | None:
-        """The device axis that the batch is spread over, if it is."""
+        """The device axis that `shard_map` spreads the batch over, if it does."""
         return SYNC_AXIS if self.op == "sync_batch_norm" else None
+
+    @property
+    def devices(self) -> int:
+        """The number of devices that share the batch."""
+        return SYNC_DEVICES if self.spread or self.axis_name else 1
 
     def minimal_bytes(self, mode: Mode) -> int:
         """Return the bytes that no implementation can do without."""
@@ -126,16 +135,19 @@ def select_cases(
     dtypes: tuple[Dtype, ...] = (),
     *,
     quick: bool = False,
+    spread: bool = False,
 ) -> list[Case]:
     """Return the cases of the table; an empty filter keeps all of them.
 
-    A quick run takes the quick shapes, unless shapes are named.
+    A quick run takes the quick shapes, unless shapes are named. If plain jit is to
+    spread all batches, those that `shard_map` spreads are left out.
     """
-    return [
-        Case(op.name, shape, dtype)
+    cases = [
+        Case(op.name, shape, dtype, spread=spread)
         for op in OPS.values()
         if not ops or op.name in ops
         for shape in (op.quick if quick and not shapes else op.shapes)
         if not shapes or shape_name(shape) in shapes
         for dtype in dtypes or DTYPES
     ]
+    return [case for case in cases if not (spread and case.axis_name)]

@@ -48,6 +48,11 @@ def test_help(module, option, capsys):
         (cli, "--shapes 3x3", "invalid choice '3x3'"),
         (cli, "--rounds 0", "--rounds must be positive, and it is 0"),
         (cli, "--quick --ops rms_norm --shapes 32x7x7x512", "no operation of --ops is"),
+        (
+            cli,
+            "--spread --ops sync_batch_norm",
+            "leave one of them out",
+        ),
         (growth, "--elements -1", "--elements must be positive"),
         (growth, "--largest 1e4", "--largest must be 100000 or more, and --channels"),
         (growth, "--ops", "--ops takes one operation or more"),

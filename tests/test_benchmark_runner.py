@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -101,6 +102,8 @@ def test_tables_fit_in_80_columns(capsys):
 def test_a_quick_run_leaves_the_results_of_a_long_one_alone(tmp_path):
     assert cli.Config().folder() == Path("runs/benchmarks")
     assert cli.Config(quick=True).folder() == Path("runs/benchmarks/quick")
+    both = cli.Config(quick=True, spread=True)
+    assert both.folder() == Path("runs/benchmarks/spread/quick")
     assert cli.Config(quick=True, out=tmp_path).folder() == tmp_path
 
 
@@ -224,9 +227,28 @@ def test_an_accelerator_belongs_to_one_process(monkeypatch):
         cli.measure(cli.Config(processes=2))
 
 
-def test_one_process_has_too_few_devices_for_sync(tmp_path):
+def test_batches_that_plain_jit_spreads():
+    case = replace(small_case("batch_norm"), spread=True)
+    names = ("jaxnorm", "linen", "equinox")
+    rows = runner.measure(case, "vjp", providers(*names), BRIEF)
+    assert [row.costs.collectives > 0 for row in rows] == [True] * 3
+    assert rows[0].costs.collectives == 2
+    assert rows[0].device == "4 x cpu" and rows[0].ratio.median == 1
+    titles = [title for title, _ in results.tables(rows, [])]
+    assert titles[0] == "batch_norm, float32, forward + backward, spread: time"
+    alone = runner.measure(small_case("batch_norm"), "vjp", providers(*names), BRIEF)
+    for row, other in zip(rows, alone, strict=True):
+        # Each device has a quarter of the elements.
+        ratio = row.costs.bytes_per_element / other.costs.bytes_per_element
+        assert 0.5 < ratio < 3
+
+
+@pytest.mark.parametrize(
+    "options", ["--ops sync_batch_norm", "--ops batch_norm --spread"]
+)
+def test_one_process_has_too_few_devices(options, tmp_path):
     """The runner starts another, with simulated devices."""
-    options = "--ops sync_batch_norm --shapes 32x7x7x512 --dtypes bfloat16 --costs-only"
+    options += " --shapes 32x7x7x512 --dtypes bfloat16 --costs-only"
     command = [sys.executable, "-m", "benchmarks", *options.split()]
     command += ["--modes", "forward", "--providers", "linen", "--out", str(tmp_path)]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}

@@ -39,6 +39,11 @@ def test_filters_keep_what_is_named():
     quick = shapes.select_cases(quick=True)
     assert {case.op for case in quick} == set(shapes.OPS)
     assert set(quick) < set(shapes.select_cases())
+    spread = shapes.select_cases(spread=True)
+    assert {case.op for case in spread} == {*shapes.OPS} - {"sync_batch_norm"}
+    assert {case.devices for case in spread} == {4}
+    sizes = {case.shape[0] for case in spread}
+    assert all(rows % 4 == 0 for rows in sizes)  # four devices share them evenly
 
 
 def test_minimal_bytes():

@@ -83,10 +83,11 @@ def test_a_network_is_counted_on_any_kind_of_device(op):
 
 
 def test_a_batch_is_spread_over_four_devices_under_plain_jit():
-    case = Case("batch_norm", (8, 16), "float32")
-    counts = deviceless.count(case, "jaxnorm", jax.devices(), spread=True)
+    case = Case("batch_norm", (8, 16), "float32", spread=True)
+    counts = deviceless.count(case, "jaxnorm", jax.devices())
     assert [c.collectives for c in counts] == [1, 3]  # two are of other gradients
-    alone = deviceless.count(case, "jaxnorm", jax.devices())
+    on_one = dataclasses.replace(case, spread=False)
+    alone = deviceless.count(on_one, "jaxnorm", jax.devices())
     assert [c.collectives for c in alone] == [0, 0]
 
 

@@ -20,7 +20,7 @@ MOMENTUM = 0.01  # PyTorch's word for the weight of the new value
 
 def compile_program(case: Case, mode: Mode, inputs: Inputs) -> Program | None:
     """Return a program that runs a case, None where PyTorch has no such operation."""
-    if case.axis_name is not None or mode == "jvp":
+    if case.devices > 1 or mode == "jvp":
         return None
     torch.set_num_threads(count_cores())
     call = _forward if mode == "forward" else _forward_backward
