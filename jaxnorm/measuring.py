@@ -210,6 +210,37 @@ def moment_tangents(
     )
 
 
+@partial(jax.jit, static_argnums=(2,), inline=True)  # see normalize_by_statistics
+def measure_alone(
+    x: jax.Array, weights: jax.Array | None, over: Reduction
+) -> ShiftedMoments:
+    """Compute and pool moments, with a derivative rule."""
+    return _moments(x, weights, over)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _moments(
+    x: jax.Array, weights: jax.Array | None, over: Reduction
+) -> ShiftedMoments:
+    return measure(x, weights, over)
+
+
+@partial(_moments.defjvp, symbolic_zeros=True)
+def _moments_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
+    moments = _moments(*primals, over)
+
+    # Checkpointed, so that x itself is what a linearization keeps.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def differentiate(primals: Any, moments: Any, tangents: Any) -> ShiftedMoments:
+        (x, weights), (t_x, t_weights) = primals, tangents
+        if t_x is not None:
+            t_x = t_x.astype(moments.shift.dtype)
+        return moment_tangents(x, weights, t_x, t_weights, moments, over)
+
+    tangents = drop_symbolic_zeros(tangents)
+    return moments, differentiate(primals, moments, tangents)
+
+
 def drop_symbolic_zeros(tangents: Any) -> Any:
     """Replace the symbolic zeros that a custom_jvp rule receives by None."""
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxnorm import arguments, axes, dtypes, measuring, shifted
@@ -35,8 +36,9 @@ class Moments(NamedTuple):
     @property
     def var(self) -> jax.Array:
         """The biased variance, m2 / count; 0 where count is 0."""
-        count = _align_count(jnp.asarray(self.count), jnp.shape(self.m2))
-        return jnp.where(count > 0, self.m2, 0) * reciprocal(count)
+        count, m2 = jnp.asarray(self.count), jnp.asarray(self.m2)
+        count = _align_count(count, m2.shape)
+        return jnp.where(count > 0, m2, 0) * reciprocal(count)
 
 
 def compute_moments(
@@ -98,7 +100,8 @@ def compute_moments(
     axes.check_reduced(x, axis, axis_name, caller=caller)
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
     weights = arguments.expand_weights(weights, x, reduced=axis, caller=caller)
-    moments = _measure(x, weights, Reduction(axis, axis_name, groups))
+    over = Reduction(axis, axis_name, groups)
+    moments = measuring.measure_alone(x, weights, over)
     return collapse(moments, axis)
 
 
@@ -123,7 +126,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       b: Moments of another set, of shapes that broadcast with those of `a`.
 
     Returns:
-      Moments of the union.
+      Moments of the union. Its count has the shape of theirs, or of the longer one.
 
     Raises:
       TypeError: if one of them is not Moments.
@@ -150,7 +153,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for
       computing sample variances, Stanford STAN-CS-79-773, 1979.
     """
-    return _merge_pair(*map(_shifted, _check_pair(a, b, caller="merge_moments")))
+    pair = _check_pair(a, b, caller="merge_moments")
+    return _merge_pair(*map(_shifted, pair), (np.shape(a.count), np.shape(b.count)))
 
 
 def pool_moments(
@@ -186,14 +190,15 @@ def pool_moments(
       [3. 3.]
     """
     caller = "pool_moments"
-    moments = check_moments(moments, caller=caller)
+    given, moments = moments, check_moments(moments, caller=caller)
     if axis_name is None:
         raise ValueError(
             f"{caller}: axis_name must name the axes to pool over. Received "
             "axis_name=None; leave the call out where there is one device."
         )
     groups = axes.check_axis_name(axis_name, axis_index_groups, caller=caller)
-    return collapse(shifted.pool(_shifted(moments), axis_name, groups), ())
+    pooled = shifted.pool(_shifted(moments), axis_name, groups)
+    return _plain(pooled, np.shape(given.count))
 
 
 def collapse(
@@ -230,40 +235,13 @@ def _widened(leaf: jax.Array) -> jax.Array:
     return leaf.astype(dtypes.statistics_dtype(leaf.dtype))
 
 
-@partial(jax.jit, inline=True)  # see normalize_by_statistics
-def _merge_pair(a: ShiftedMoments, b: ShiftedMoments) -> Moments:
-    stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), a, b)
-    return collapse(shifted.merge(stack), ())
-
-
 @partial(jax.jit, static_argnums=(2,), inline=True)  # see normalize_by_statistics
-def _measure(
-    x: jax.Array, weights: jax.Array | None, over: Reduction
-) -> ShiftedMoments:
-    return _moments(x, weights, over)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _moments(
-    x: jax.Array, weights: jax.Array | None, over: Reduction
-) -> ShiftedMoments:
-    return measuring.measure(x, weights, over)
-
-
-@partial(_moments.defjvp, symbolic_zeros=True)
-def _moments_jvp(over: Reduction, primals: Any, tangents: Any) -> Any:
-    moments = _moments(*primals, over)
-
-    # Checkpointed, so that x itself is what a linearization keeps.
-    @partial(jax.checkpoint, prevent_cse=False)
-    def differentiate(primals: Any, moments: Any, tangents: Any) -> ShiftedMoments:
-        (x, weights), (t_x, t_weights) = primals, tangents
-        if t_x is not None:
-            t_x = t_x.astype(moments.shift.dtype)
-        return measuring.moment_tangents(x, weights, t_x, t_weights, moments, over)
-
-    tangents = measuring.drop_symbolic_zeros(tangents)
-    return moments, differentiate(primals, moments, tangents)
+def _merge_pair(
+    a: ShiftedMoments, b: ShiftedMoments, counts: tuple[tuple[int, ...], ...]
+) -> Moments:
+    """Merge two sets, whose counts were given in these shapes."""
+    stack = jax.tree.map(lambda *v: jnp.stack(jnp.broadcast_arrays(*v)), a, b)
+    return _plain(shifted.merge(stack), *counts)
 
 
 def _shifted(moments: Moments) -> ShiftedMoments:
@@ -288,6 +266,22 @@ def _check_pair(a: Any, b: Any, *, caller: str) -> tuple[Moments, Moments]:
 
 def _align_count(count: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Give a count the rank of what it counts; of sets stacked in front, one a set."""
-    more = (1,) * (len(shape) - count.ndim)
-    in_front = count.shape == shape[: count.ndim]
-    return count.reshape((*count.shape, *more) if in_front else (*more, *count.shape))
+    return count.reshape(_aligned(count.shape, shape))
+
+
+def _aligned(count: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    more = (1,) * (len(shape) - len(count))
+    return (*count, *more) if count == shape[: len(count)] else (*more, *count)
+
+
+def _plain(merged: ShiftedMoments, *given: tuple[int, ...]) -> Moments:
+    """Return plain Moments, with a count of the longest of the given shapes.
+
+    So merging can be a step of `lax.scan`, whose carry keeps its shapes. (Counts of
+    sets in front, merged with counts of features, have neither shape.)
+    """
+    count, shift, mean, m2 = merged
+    longest = max(given, key=len)
+    if count.shape == _aligned(longest, shift.shape):
+        count = count.reshape(longest)
+    return Moments(count, shift + mean, m2)

@@ -61,16 +61,18 @@ def check_eps(
             f"usual value is {usual}."
         )
     value = known(eps)
-    tiny = np.finfo(np.float32).tiny
-    if value is not None and not tiny <= value < np.inf:
-        flushed = ", which processors may take for zero" if 0 < value < tiny else ""
+    tiny, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    if value is not None and not tiny <= value <= largest:
+        why = ", which processors may take for zero" if 0 < value < tiny else ""
+        why = ", which float32 cannot hold" if largest < value < np.inf else why
         raise ValueError(
             f"{caller}: {name} must be positive, or a constant input would be divided "
-            f"by zero, and finite. Received {name}={eps}{flushed}; the usual value is "
+            f"by zero, and finite. Received {name}={eps}{why}; the usual value is "
             f"{usual}."
         )
-    # One of NumPy's numbers would make float64 of all that it is added to.
-    return float(eps) if isinstance(eps, np.generic | np.ndarray) else eps
+    # One of NumPy's numbers would make float64 of all that it is added to, and JAX
+    # takes no integer of more than 32 bits.
+    return float(eps) if isinstance(eps, int | np.generic | np.ndarray) else eps
 
 
 def check_decay(
@@ -130,8 +132,8 @@ def check_prior_weight(
             f"{received('prior_weight', prior_weight)}; pass a number, or an array "
             f"with shape {shape}."
         )
-    value = known(prior_weight)
-    if value is not None and not np.all((0 <= value) & (value < np.inf)):
+    value, largest = known(prior_weight), np.finfo(np.float32).max
+    if value is not None and not np.all((0 <= value) & (value <= largest)):
         raise ValueError(
             f"{caller}: prior_weight must not be negative, and must be finite. "
             f"Received prior_weight={prior_weight}; 0 ignores the initial values, 1 "
@@ -143,7 +145,8 @@ def check_prior_weight(
 def check_ddof(ddof: int, *, caller: str) -> int:
     """Return `ddof` if it is 0 or 1."""
     traced = isinstance(ddof, jax.core.Tracer)
-    if traced or np.ndim(ddof) or ddof not in (0, 1):
+    number = isinstance(ddof, bool) or _is_real_scalar(ddof)
+    if traced or not number or ddof not in (0, 1):
         mend = static_or("no other is defined here", ddof)
         raise ValueError(
             f"{caller}: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
@@ -179,8 +182,8 @@ def check_activation(
     activation: Activation | None, x: jax.Array, *, caller: str
 ) -> Activation | None:
     """Return the name of an activation that is known, and applies to `x`."""
-    # As a list: what cannot be hashed is unknown as well.
-    if activation is not None and activation not in list(ACTIVATIONS):
+    known_name = isinstance(activation, str) and activation in ACTIVATIONS
+    if activation is not None and not known_name:
         name = getattr(activation, "__name__", None)
         mend = f"pass {name!r}" if name in ACTIVATIONS else "apply others to the output"
         raise ValueError(
@@ -230,7 +233,12 @@ def _is_real_scalar(value: Any) -> bool:
 
 def _is_real(value: Any) -> bool:
     """Whether `value` holds real numbers, traced or not."""
-    if isinstance(value, bool | str) or value is None:
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    # (Dtypes and descriptions of arrays have a dtype as well, but hold nothing.)
+    arrays = jax.Array | np.ndarray | np.generic
+    holds = isinstance(value, arrays) or hasattr(value, "__jax_array__")
+    if not holds or isinstance(value, np.ma.MaskedArray):
         return False
     try:
         dtype = jnp.result_type(value)

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxnorm import axes, devices
 from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import AxisName
+from jaxnorm.options import received
 from jaxnorm.shifted import ShiftedMoments, merge
 from jaxnorm.stats import NormStats, as_arrays, check_stats
 
@@ -69,7 +70,7 @@ def merge_stats(
       [1.]
     """
     caller = "merge_stats"
-    if method not in ("total_variance", "average"):
+    if not isinstance(method, str) or method not in ("total_variance", "average"):
         raise ValueError(
             f"{caller}: method must be 'total_variance' or 'average'. Received "
             f"method={method!r}; the first counts the spread of the means too."
@@ -169,7 +170,7 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
-      TypeError: if a leaf holds strings or objects.
+      TypeError: if a leaf holds strings or objects, or `stacked` is no bool.
       ValueError: if replicas disagree, or an array is traced; with `stacked`, if an
         array has no leading axis; without, if no array is on a device, or all are
         spread as pmap returns them.
@@ -183,6 +184,12 @@ def check_replicas(
       ValueError: check_replicas: replicas must agree to rtol=0.0 and atol=0.0. Received
       ['mean'] where replica 1 differs from replica 0 by 0.5; ...
     """
+    if not isinstance(stacked, bool):
+        raise TypeError(
+            "check_replicas: stacked must be True or False. "
+            f"{received('stacked', stacked)}; it says whether arrays have a leading "
+            "axis of replicas, as pmap returns them."
+        )
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
             "check_replicas: arrays must hold values, to be compared. Received some "

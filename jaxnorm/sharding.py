@@ -84,13 +84,17 @@ def on_mesh_of(value: jax.Array, *others: jax.Array) -> jax.Array:
 
 
 def shard_like_results(
-    values: Tree, f: Callable[..., Tree], *args: jax.Array | None
-) -> Tree:
+    values: tuple[jax.Array, ...],
+    f: Callable[..., tuple[jax.Array, ...]],
+    *args: jax.Array | None,
+) -> tuple[jax.Array, ...]:
     """Shard `values` as f(*args) is, of the same shapes, on Explicit mesh axes."""
     mesh = _explicit_mesh(*(arg for arg in args if arg is not None))
     if mesh is None:
         return values
-    return jax.tree.map(as_type, values, jax.eval_shape(f, *args))
+    # (On a mesh of mixed axes, `jax.eval_shape` does not say how results are sharded.)
+    types = jax.make_jaxpr(f)(*args).out_avals
+    return tuple(map(as_type, values, types))
 
 
 def as_type(value: jax.Array, aval: Any) -> jax.Array:

@@ -74,7 +74,8 @@ def init_stats(
     """
     shape = options.check_num_features(num_features, caller="init_stats")
     dtype = options.as_dtype(dtype, caller="init_stats")
-    if dtype != dtypes.statistics_dtype(dtype):
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    if not inexact or dtype != dtypes.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."

@@ -18,6 +18,75 @@ def batch_norm(x=X, stats=STATS, *args, training=True, **kwargs):
 
 
 ERRORS = {
+    "eps is no number": (
+        lambda: jn.layer_norm(X, eps=jnp.float32),
+        TypeError,
+        "layer_norm: eps must be one real number. Received eps=<class "
+        "'jax.numpy.float32'>; the usual value is 1e-5.",
+    ),
+    "eps describes a number": (
+        lambda: jn.layer_norm(X, eps=jax.ShapeDtypeStruct((), jnp.float32)),
+        TypeError,
+        "layer_norm: eps must be one real number. Received eps=ShapeDtypeStruct("
+        "shape=(), dtype=float32); the usual value is 1e-5.",
+    ),
+    "eps is too large": (
+        lambda: jn.layer_norm(X, eps=10**39),
+        ValueError,
+        "layer_norm: eps must be positive, or a constant input would be divided by "
+        f"zero, and finite. Received eps={10**39}, which float32 cannot hold; the "
+        "usual value is 1e-5.",
+    ),
+    "a masked number": (
+        lambda: batch_norm(decay=np.ma.masked),
+        TypeError,
+        "batch_norm: decay must be one number in [0, 1], or None for the equal-weight "
+        "average. Received decay=masked; the usual value is 0.99.",
+    ),
+    "ddof is no number": (
+        lambda: batch_norm(ddof=[[0], [0, 1]]),
+        ValueError,
+        "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+        "PyTorch). Received ddof=[[0], [0, 1]]; no other is defined here.",
+    ),
+    "ddof is a key": (
+        lambda: batch_norm(ddof=jax.random.key(0)),
+        ValueError,
+        "batch_norm: ddof must be 0 (biased running variance) or 1 (unbiased, as in "
+        f"PyTorch). Received ddof={jax.random.key(0)!r}; no other is defined here.",
+    ),
+    "activation is an array": (
+        lambda: batch_norm(activation=np.ones(2)),
+        ValueError,
+        "batch_norm: activation must be None or one of relu, silu, gelu. Received "
+        "activation=array([1., 1.]); apply others to the output.",
+    ),
+    "method is an array": (
+        lambda: jn.merge_stats([STATS], method=np.ones(2)),
+        ValueError,
+        "merge_stats: method must be 'total_variance' or 'average'. Received "
+        "method=array([1., 1.]); the first counts the spread of the means too.",
+    ),
+    "stacked is no flag": (
+        lambda: jn.check_replicas(STATS, stacked=np.ones(2)),
+        TypeError,
+        "check_replicas: stacked must be True or False. Received stacked with shape "
+        "(2,); it says whether arrays have a leading axis of replicas, as pmap returns "
+        "them.",
+    ),
+    "statistics of no number": (
+        lambda: jn.init_stats(6, dtype=object),
+        TypeError,
+        "init_stats: statistics need at least float32, or small updates are lost. "
+        "Received dtype=object; the input may still be of half precision.",
+    ),
+    "prior_weight is too large": (
+        lambda: jn.init_stats(6, prior_weight=1e39),
+        ValueError,
+        "init_stats: prior_weight must not be negative, and must be finite. Received "
+        "prior_weight=1e+39; 0 ignores the initial values, 1 is what PyTorch and Flax "
+        "do.",
+    ),
     "integer input": (
         lambda: batch_norm(jnp.ones((4, 6), jnp.int32)),
         TypeError,

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from tests.collectives import list_collectives
-from tests.spreading import AUTO, EXPLICIT, put
+from tests.spreading import AUTO, EXPLICIT, MESH, put
 
 RNG = np.random.default_rng(0)
 FEATURES = 16
@@ -122,3 +124,19 @@ def test_examples_that_are_mapped_over_and_spread(name):
         got = mapped(*args, put(EXPLICIT, ct, "data"))
     expected = mapped(x, SCALE, BIAS, ct)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_mesh_with_an_auto_axis_too(name):
+    kinds = (AxisType.Explicit, AxisType.Auto)
+    mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=kinds)
+    f = jax.jit(partial(forward_backward, NORMS[name]))
+    args = X, SCALE, BIAS, CT
+    specs = P("data", None, "model"), P("model"), P("model"), P("data", None, "model")
+    mixed = [
+        jax.device_put(value, NamedSharding(mesh, spec))
+        for value, spec in zip(args, specs, strict=True)
+    ]
+    chex.assert_trees_all_close(f(*mixed), f(*args), rtol=1e-4, atol=2e-4)
+    auto = [put(AUTO, value, *spec) for value, spec in zip(args, specs, strict=True)]
+    assert list_collectives(f, *mixed) == list_collectives(f, *auto)

@@ -130,6 +130,43 @@ def test_the_empty_set_may_hold_anything():
     assert (part.count, part.var) == (0.5, 1)
 
 
+@pytest.mark.parametrize("features", [1, 2])
+@pytest.mark.parametrize("counts", ["one", "each"])
+def test_a_merged_count_has_the_shape_of_those_given(features, counts):
+    """So that it is the carry of a scan; also where there is one feature."""
+    shape = () if counts == "one" else (features,)
+    empty = jn.Moments(jnp.zeros(shape), jnp.zeros(features), jnp.zeros(features))
+    x = RNG.normal(1e2, 1, (5, 4, features)).astype(np.float32)
+
+    def step(moments, batch):
+        weights = jnp.ones((4, 1), bool)
+        new = jn.compute_moments(batch, 0, weights=weights)
+        return jn.merge_moments(moments, new), jn.merge_moments(new, moments)
+
+    merged, turned = jax.lax.scan(step, empty, x)
+    assert merged.count.shape == shape and turned.count.shape == (5, *shape)
+    np.testing.assert_allclose(merged.mean, x.mean((0, 1), np.float64), rtol=1e-6)
+    pooled = jax.vmap(lambda m: jn.pool_moments(m, "i"), axis_name="i")(turned)
+    assert pooled.count.shape == turned.count.shape
+
+
+def test_sets_that_are_stacked_merge_in_any_order():
+    """As `lax.associative_scan` does, down to a single set."""
+    x = RNG.normal(3, 2, (4, 5, 3)).astype(np.float32)
+    sets = jax.vmap(lambda x: jn.compute_moments(x, 0))(x)
+    merged = jax.lax.associative_scan(jn.merge_moments, sets)
+    assert merged.count.shape == (4,)
+    for i, got in enumerate(zip(*merged, merged.var, strict=True), start=1):
+        count, mean, var = moments64(x[:i], (0, 1))
+        expected = count, mean, var * count, var
+        for value, wanted in zip(got, expected, strict=True):
+            np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
+def test_moments_of_lists_have_a_variance():
+    np.testing.assert_array_equal(jn.Moments(2, [1, 2], [2.0, 4.0]).var, [1, 2])
+
+
 def test_scan_merges_a_data_set():
     x = RNG.normal(1e2, 1, (64, 4)).astype(np.float32)
     first = jn.Moments(jnp.float32(0), jnp.zeros(4), jnp.zeros(4))
@@ -236,12 +273,10 @@ def test_merging_moments_that_are_stacked(sets):
     a, b = map(jax.vmap(moments), x, weights)
     assert a.count.shape == (sets,)
     merged, expected = jn.merge_moments(a, b), jax.vmap(jn.merge_moments)(a, b)
-    chex.assert_trees_all_close(merged.mean, expected.mean, rtol=1e-6)
-    chex.assert_trees_all_close(merged.m2, expected.m2, rtol=1e-6)
-    np.testing.assert_allclose(merged.count, expected.count[:, None])
+    chex.assert_trees_all_close(merged, expected, rtol=1e-6)
     chex.assert_trees_all_close(merged.var, expected.var, rtol=1e-6)
     again = jn.merge_moments(merged, a)
-    assert again.count.shape == (sets, 1)
+    assert again.count.shape == (sets,)
 
 
 @pytest.mark.usefixtures("number_of_devices")
