@@ -237,8 +237,13 @@ SPREAD = [
     ((4, 8, 40, 6), (1, 2), P("data", "model"), True),
     ((4, 8, 40, 6), (1, 2), P(None, "model", "data"), True),  # five columns on each
     ((4, 8, 48, 6), (1, 2), P("model", None, "data"), True),  # an overlap
-    ((8, 64), (1,), P("data"), False),
-    ((8, 64), (1,), P(None, "data"), False),
+    ((8, 64), (1,), P("data"), True),  # rows, of eight columns on each device
+    ((8, 64), (1,), P(None, "data"), True),
+    ((8, 1024), (1,), P("data", "model"), True),
+    ((8, 1000), (1,), P(("data", "model")), True),
+    ((4, 2, 512), (0, 2), P(None, "model", "data"), False),
+    ((8, 6), (1,), P("data", "model"), True),  # three columns on each
+    ((8, 8), (1,), P("data"), False),
 ]
 
 
@@ -255,7 +260,7 @@ def test_slices_are_of_what_each_device_has(shape, axis, spec, packed, mode, dty
         return t * terms(x, shift)[0], t.astype(jnp.float32)
 
     def two_sums(x, t):
-        return sums.sum_terms(terms, (x, shift), axis)
+        return sums.sum_terms(terms, (x, shift), axis, pack_last_axis=True)
 
     def linear_sums(x, t):
         return sums.sum_linear_terms(products, t.astype(jnp.float32), (x, shift), axis)
