@@ -181,8 +181,8 @@ def cut(
     narrow = any(v.dtype.itemsize < 4 for v in present)
     large = [v.dtype.itemsize for v in present if v.size == x.size]
     if last and length >= MIN_SLICES * WIDE.multiple:
-        folds, *short = _cut_last_axis(length, narrow, alone=len(large) == 1)
-        return Cut(x.shape, group, fold * folds, *short, narrow, spread=devices > 1)
+        more, number, size = _cut_last_axis(length, narrow, alone=len(large) == 1)
+        return Cut(x.shape, group, fold * more, number, size, narrow, devices > 1)
     row = math.prod(x.shape[group[-1] + 1 :]) * min(large)
     most = (
         NARROW.max_slices if narrow else max(MIN_SLICES, WIDE.max_slices // len(large))
