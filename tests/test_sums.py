@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm as jn
 from jaxnorm import slices, sums
 from tests.collectives import list_collectives
-from tests.spreading import MESH, each_kind_of_axes, make_mesh, put
+from tests.spreading import AUTO, EXPLICIT, MESH, each_kind_of_axes, make_mesh, put
 
 RNG = np.random.default_rng(0)
 
@@ -247,8 +247,11 @@ SPREAD = [
 ]
 
 
-@both_dtypes
-@each_kind_of_axes
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [(AUTO, jnp.float32), (AUTO, jnp.bfloat16), (EXPLICIT, jnp.float32)],
+    ids=str,
+)
 @pytest.mark.parametrize(("shape", "axis", "spec", "packed"), SPREAD)
 def test_slices_are_of_what_each_device_has(shape, axis, spec, packed, mode, dtype):
     """However it is spread. What is exchanged is what plain sums exchange."""
