@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnorm import dtypes, sums
+from jaxnorm import dtypes, sharding, sums
 from jaxnorm.affine import constant_within_sets, gain_and_offset, plus, times
 from jaxnorm.operands import Operands
 from jaxnorm.options import ACTIVATIONS, Activation
@@ -155,7 +155,8 @@ def _deviations_and_slope(
         return d, None
     y = plus(d * gain + offset, add)
     y = replace_hidden(y, 0, y, weights)  # `add` may be hidden as well
-    return d, jax.jvp(ACTIVATIONS[activation], (y,), (jnp.ones_like(y),))[1]
+    one = sharding.shard_like(jnp.ones_like(y), y)
+    return d, jax.jvp(ACTIVATIONS[activation], (y,), (one,))[1]
 
 
 def _factors_of_p_and_q(
