@@ -54,7 +54,7 @@ class Config:
     sample_ms: float | None = None
     """A sample repeats the call for about so long; 20, or 4 where quick."""
     out: Path | None = None
-    """Where results.json and ratios.png go; runs/benchmarks, in it spread or quick."""
+    """Where results.json and ratios.png go; runs/benchmarks[/spread][/quick]."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense before any work is done."""

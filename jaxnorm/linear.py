@@ -8,6 +8,10 @@ is fast on XLA:CPU. The form is chosen at lowering, by the platform and the numb
 devices that the compiler may spread arrays over, so one traced program is right on all
 of them.
 
+Where arrays lie on Explicit mesh axes, the plain form says how results are sharded, and
+cotangents are sharded as what they belong to. At lowering a form is computed on Auto
+axes, so the others need not say anything of that.
+
 `jax.custom_derivatives.linear_call` takes a transpose as well, but has neither a second
 form nor a batching rule. So this is a primitive of our own, made of the public parts of
 `jax.extend.core` and `jax.interpreters`: `ad`, `batching` and `mlir`. A new release of
@@ -150,13 +154,23 @@ def _batch(axis: Any, values: Any, dims: Any, **params: Any) -> Any:
             size, name = axis.size, axis.spmd_name
             out = jax.vmap(f, in_axes, axis_size=size, spmd_axis_name=name)(*values)
             # What depends on no mapped value is spread over devices as all others.
-            first = values[in_axes.index(0)]
-            return tuple(sharding.shard_axis_like(v, first, 0) for v in out)
+            like = values[in_axes.index(0)]
+            return tuple(sharding.shard_axis_like(v, like, 0) for v in out)
 
         return many
 
+    pairs = list(zip(values, dims, strict=True))
     values = [
-        v if i < count and d is None else batching.bdim_at_front(v, d, axis.size)
+        v if d is None else batching.bdim_at_front(v, d, axis.size) for v, d in pairs
+    ]
+    like = next(v for v, d in zip(values, dims, strict=True) if d is not None)
+
+    def repeat(v: Any) -> Any:
+        each = batching.bdim_at_front(v, None, axis.size)
+        return sharding.shard_axis_like(each, like, 0)
+
+    values = [
+        repeat(v) if i >= count and d is None else v
         for i, (v, d) in enumerate(zip(values, dims, strict=True))
     ]
     forms = {key: params[key].map(batched) for key in ("forward", "transpose")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -126,7 +127,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       b: Moments of another set, of shapes that broadcast with those of `a`.
 
     Returns:
-      Moments of the union. Its count has the shape of theirs, or of the longer one.
+      Moments of the union. Its count has the shape of theirs, or of the longer one,
+      except where one counts sets and the other features.
 
     Raises:
       TypeError: if one of them is not Moments.
@@ -281,7 +283,7 @@ def _plain(merged: ShiftedMoments, *given: tuple[int, ...]) -> Moments:
     sets in front, merged with counts of features, have neither shape.)
     """
     count, shift, mean, m2 = merged
-    longest = max(given, key=len)
+    longest = max(given, key=lambda shape: (len(shape), math.prod(shape)))
     if count.shape == _aligned(longest, shift.shape):
         count = count.reshape(longest)
     return Moments(count, shift + mean, m2)

@@ -118,7 +118,7 @@ def check_num_features(num_features: Any, *, caller: str) -> tuple[int, ...]:
 
 
 def check_prior_weight(
-    prior_weight: ArrayLike, shape: tuple[int, ...], *, caller: str
+    prior_weight: ArrayLike, shape: tuple[int, ...], dtype: np.dtype, *, caller: str
 ) -> ArrayLike:
     """Return `prior_weight` if it is not negative, as far as it is known."""
     if not _is_real(prior_weight):
@@ -132,12 +132,14 @@ def check_prior_weight(
             f"{received('prior_weight', prior_weight)}; pass a number, or an array "
             f"with shape {shape}."
         )
-    value, largest = known(prior_weight), np.finfo(np.float32).max
+    value, largest = known(prior_weight), jnp.finfo(dtype).max
     if value is not None and not np.all((0 <= value) & (value <= largest)):
+        overflows = np.any((value > largest) & (value < np.inf))
+        why = f", which {jnp.finfo(dtype).dtype} cannot hold" if overflows else ""
         raise ValueError(
             f"{caller}: prior_weight must not be negative, and must be finite. "
-            f"Received prior_weight={prior_weight}; 0 ignores the initial values, 1 "
-            "is what PyTorch and Flax do."
+            f"Received prior_weight={prior_weight}{why}; 0 ignores the initial values, "
+            "1 is what PyTorch and Flax do."
         )
     return prior_weight
 
@@ -145,7 +147,7 @@ def check_prior_weight(
 def check_ddof(ddof: int, *, caller: str) -> int:
     """Return `ddof` if it is 0 or 1."""
     traced = isinstance(ddof, jax.core.Tracer)
-    number = isinstance(ddof, bool) or _is_real_scalar(ddof)
+    number = _is_flag(ddof) or _is_real_scalar(ddof)
     if traced or not number or ddof not in (0, 1):
         mend = static_or("no other is defined here", ddof)
         raise ValueError(
@@ -159,8 +161,7 @@ def check_flag(value: Any, *, caller: str, name: str, mend: str) -> bool | jax.A
     """Return a flag as a Python bool, or as a traced boolean scalar."""
     if isinstance(value, bool):
         return value
-    arrays = jax.Array | np.ndarray | np.bool_
-    if isinstance(value, arrays) and not value.ndim and value.dtype == bool:
+    if _is_flag(value):
         held = known(value)
         return jnp.asarray(value) if held is None else bool(held)
     raise TypeError(
@@ -226,6 +227,13 @@ def whole_number(value: Any) -> int:
         return 0
 
 
+def _is_flag(value: Any) -> bool:
+    """Whether `value` is True, False or a boolean scalar, traced or not."""
+    if isinstance(value, jax.Array | np.ndarray | np.bool_):
+        return not value.ndim and value.dtype == bool
+    return isinstance(value, bool)
+
+
 def _is_real_scalar(value: Any) -> bool:
     """Whether `value` is one real number, traced or not."""
     return _is_real(value) and jnp.shape(value) == ()
@@ -235,7 +243,8 @@ def _is_real(value: Any) -> bool:
     """Whether `value` holds real numbers, traced or not."""
     if isinstance(value, int | float):
         return not isinstance(value, bool)
-    # (Dtypes and descriptions of arrays have a dtype as well, but hold nothing.)
+    # Dtypes and descriptions of arrays have a dtype as well, but hold nothing. (What
+    # else is an array to JAX, as nnx.Variable, has the method.)
     arrays = jax.Array | np.ndarray | np.generic
     holds = isinstance(value, arrays) or hasattr(value, "__jax_array__")
     if not holds or isinstance(value, np.ma.MaskedArray):

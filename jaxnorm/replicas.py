@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jaxnorm import axes, devices
 from jaxnorm.arithmetic import reciprocal
 from jaxnorm.axes import AxisName
-from jaxnorm.options import received
+from jaxnorm.options import check_flag
 from jaxnorm.shifted import ShiftedMoments, merge
 from jaxnorm.stats import NormStats, as_arrays, check_stats
 
@@ -170,7 +170,7 @@ def check_replicas(
       atol: absolute difference that is allowed.
 
     Raises:
-      TypeError: if a leaf holds strings or objects, or `stacked` is no bool.
+      TypeError: if a leaf holds strings or objects, or `stacked` is no flag.
       ValueError: if replicas disagree, or an array is traced; with `stacked`, if an
         array has no leading axis; without, if no array is on a device, or all are
         spread as pmap returns them.
@@ -184,12 +184,10 @@ def check_replicas(
       ValueError: check_replicas: replicas must agree to rtol=0.0 and atol=0.0. Received
       ['mean'] where replica 1 differs from replica 0 by 0.5; ...
     """
-    if not isinstance(stacked, bool):
-        raise TypeError(
-            "check_replicas: stacked must be True or False. "
-            f"{received('stacked', stacked)}; it says whether arrays have a leading "
-            "axis of replicas, as pmap returns them."
-        )
+    mend = "it says whether arrays have a leading axis of replicas, as pmap's have"
+    stacked = bool(
+        check_flag(stacked, caller="check_replicas", name="stacked", mend=mend)
+    )
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise ValueError(
             "check_replicas: arrays must hold values, to be compared. Received some "

@@ -98,7 +98,7 @@ def shard_like_results(
 
 
 def as_type(value: jax.Array, aval: Any) -> jax.Array:
-    """Shard `value` as a type says, if it lies on a mesh of Explicit axes."""
+    """Shard `value` as a type says, if that is on a mesh of Explicit axes."""
     if not aval.sharding.mesh.explicit_axes:
         return value
     return jax.sharding.reshard(value, aval.sharding)

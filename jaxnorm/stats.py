@@ -74,13 +74,17 @@ def init_stats(
     """
     shape = options.check_num_features(num_features, caller="init_stats")
     dtype = options.as_dtype(dtype, caller="init_stats")
-    inexact = jnp.issubdtype(dtype, jnp.inexact)
-    if not inexact or dtype != dtypes.statistics_dtype(dtype):
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        raise TypeError(
+            "init_stats: statistics are floating-point or complex numbers. Received "
+            f"dtype={dtype.name}; the usual one is float32."
+        )
+    if dtype != dtypes.statistics_dtype(dtype):
         raise TypeError(
             "init_stats: statistics need at least float32, or small updates are lost. "
             f"Received dtype={dtype.name}; the input may still be of half precision."
         )
-    options.check_prior_weight(prior_weight, shape, caller="init_stats")
+    options.check_prior_weight(prior_weight, shape, dtype, caller="init_stats")
     real = jnp.finfo(dtype).dtype
     return NormStats(
         jnp.zeros(shape, dtype), jnp.ones(shape, real), jnp.asarray(prior_weight, real)

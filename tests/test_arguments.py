@@ -70,22 +70,22 @@ ERRORS = {
     "stacked is no flag": (
         lambda: jn.check_replicas(STATS, stacked=np.ones(2)),
         TypeError,
-        "check_replicas: stacked must be True or False. Received stacked with shape "
-        "(2,); it says whether arrays have a leading axis of replicas, as pmap returns "
-        "them.",
+        "check_replicas: stacked must be True, False or a boolean scalar array. "
+        "Received stacked with shape (2,); it says whether arrays have a leading axis "
+        "of replicas, as pmap's have.",
     ),
     "statistics of no number": (
         lambda: jn.init_stats(6, dtype=object),
         TypeError,
-        "init_stats: statistics need at least float32, or small updates are lost. "
-        "Received dtype=object; the input may still be of half precision.",
+        "init_stats: statistics are floating-point or complex numbers. Received "
+        "dtype=object; the usual one is float32.",
     ),
     "prior_weight is too large": (
         lambda: jn.init_stats(6, prior_weight=1e39),
         ValueError,
         "init_stats: prior_weight must not be negative, and must be finite. Received "
-        "prior_weight=1e+39; 0 ignores the initial values, 1 is what PyTorch and Flax "
-        "do.",
+        "prior_weight=1e+39, which float32 cannot hold; 0 ignores the initial values, "
+        "1 is what PyTorch and Flax do.",
     ),
     "integer input": (
         lambda: batch_norm(jnp.ones((4, 6), jnp.int32)),

@@ -125,6 +125,22 @@ def test_examples_that_are_mapped_over_and_spread(name):
 
 
 @pytest.mark.parametrize("name", NORMS)
+def test_tangents_that_are_mapped_over_and_spread(name):
+    """Those of the bias alone: what else is linear is repeated."""
+
+    def push(x, scale, bias, t_bias):
+        return jax.jvp(lambda b: NORMS[name](x, scale, b), (bias,), (t_bias,))[1]
+
+    pushed = jax.jit(jax.vmap(push, (None, None, None, 0)))
+    args = X, SCALE, BIAS
+    t_bias = RNG.normal(size=(8, FEATURES)).astype(np.float32)
+    spread = [put(EXPLICIT, value) for value in args]
+    with jax.enable_checks(True):
+        got = pushed(*spread, put(EXPLICIT, t_bias, "data"))
+    np.testing.assert_allclose(got, pushed(*args, t_bias), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NORMS)
 def test_a_mesh_with_an_auto_axis_too(name):
     kinds = (AxisType.Explicit, AxisType.Auto)
     mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=kinds)

@@ -163,6 +163,18 @@ def test_sets_that_are_stacked_merge_in_any_order():
             np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "merged"),
+    [((1,), (2,), (2,)), ((1,), (3,), (3,)), ((), (2,), (2,)), ((2,), (3,), (2, 3))],
+)
+def test_counts_of_other_shapes_merge_alike_in_both_orders(a, b, merged):
+    sets = [
+        jn.Moments(jnp.ones(c), jnp.zeros((2, 3)), jnp.ones((2, 3))) for c in (a, b)
+    ]
+    assert jn.merge_moments(*sets).count.shape == merged
+    assert jn.merge_moments(*sets[::-1]).count.shape == merged
+
+
 def test_moments_of_lists_have_a_variance():
     np.testing.assert_array_equal(jn.Moments(2, [1, 2], [2.0, 4.0]).var, [1, 2])
 
