@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from benchmarks import costs
+from tests.compiling import quick_options
 
 STABLEHLO = (
     r"\bstablehlo\.(all_reduce|all_gather|all_to_all|reduce_scatter|collective_permute)"
@@ -12,7 +13,8 @@ STABLEHLO = (
 
 def list_collectives(f: Any, *args: Any) -> list[str]:
     """Return the kinds of the collectives that XLA has compiled `f` into."""
-    return costs.list_collectives(f.lower(*args).compile())
+    program = f.lower(*args).compile(compiler_options=quick_options())
+    return costs.list_collectives(program)
 
 
 def count_collectives(f: Any, *args: Any) -> int:

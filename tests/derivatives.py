@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.test_util import check_jvp, check_vjp
 
-# Each program runs a few times on a few numbers, so code is generated fast, not well.
-quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+from tests.compiling import quick_jit
 
 
 def check_grads(
@@ -41,10 +40,10 @@ def check_grads(
 
 
 def in_float64(f: Callable[..., Any], *arrays: Any) -> Any:
-    """Run `f` under x64 on the same values."""
+    """Run `f`, compiled, under x64 on the same values."""
     with jax.enable_x64(True):
         cast = [None if a is None else jnp.asarray(a, jnp.float64) for a in arrays]
-        return jax.tree.map(np.asarray, f(*cast))
+        return jax.tree.map(np.asarray, quick_jit(f)(*cast))
 
 
 def gradients(f: Callable[..., Any], cotangent: Any) -> Callable[..., Any]:

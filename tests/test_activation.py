@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 from tests.derivatives import check_grads
 
 RNG = np.random.default_rng(0)
@@ -88,7 +89,7 @@ def derivatives(f, x, add, scale, bias, ct):
     return y, pull_back(ct), jax.jvp(f, (x, add, scale, bias), tangents)[1]
 
 
-compiled_derivatives = jax.jit(derivatives, static_argnums=0)
+compiled_derivatives = quick_jit(derivatives, static_argnums=0)
 
 
 def ct_of(x):

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 from tests.spreading import AUTO, CHECKED, EXPLICIT, UNCHECKED, make_mesh
 
 SHAPE = {"data": 4, "model": 2}
@@ -106,7 +107,7 @@ def test_traced_training_wherever_the_batch_varies(mode, axis_name, spec, featur
             out_specs=P("data", "model"),
             check_vma=mode is CHECKED,
         )
-        return jax.jit(f)(X, PER_FEATURE, training)
+        return quick_jit(f)(X, PER_FEATURE, training)
 
     for training in (True, False):
         got, expected = (run(training, traced) for traced in (True, False))
@@ -130,7 +131,7 @@ def test_pooling_over_an_axis_along_which_the_batch_is_the_same(mode):
             y, stats = f(x)
             return jnp.sum(y**3) + jnp.sum(stats.var), (y, stats)
 
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(X)
+        return quick_jit(jax.value_and_grad(loss, has_aux=True))(X)
 
     alone = value_and_grad(lambda x: jn.batch_norm(x, STATS, training=True))
     chex.assert_trees_all_close(value_and_grad(sharded), alone, rtol=1e-5, atol=1e-5)
@@ -152,7 +153,7 @@ def test_statistics_stay_where_they_are(mode, spec, features, stats):
 
     x, placed = place(X, spec), jax.tree.map(lambda leaf: place(leaf, features), stats)
     for training in (True, False):
-        for f in (jax.jit(step), jax.jit(step, static_argnums=2)):
+        for f in (quick_jit(step), quick_jit(step, static_argnums=2)):
             y, new = f(x, placed, training)
             expected = step(X, stats, training)
             chex.assert_trees_all_close((y, new), expected, rtol=1e-5, atol=1e-5)
@@ -186,8 +187,8 @@ def test_shard_map_over_one_axis_of_an_explicit_mesh(check_vma, groups):
     with jax.set_mesh(mesh):
         x = jax.device_put(X, P("data", None, "model"))
         stats = jax.device_put(PER_FEATURE, P("model"))
-        y, new = jax.device_get(jax.jit(f)(x, stats))
-        dx = jax.jit(jax.grad(lambda x: jnp.sum(f(x, stats)[0] ** 3)))(x)
+        y, new = jax.device_get(quick_jit(f)(x, stats))
+        dx = quick_jit(jax.grad(lambda x: jnp.sum(f(x, stats)[0] ** 3)))(x)
     parts = [X] if groups is None else np.split(X, 2)
     expected = [jn.batch_norm(part, PER_FEATURE, training=True) for part in parts]
     chex.assert_trees_all_close(y, np.concatenate([e[0] for e in expected]), atol=1e-5)
@@ -222,7 +223,7 @@ def test_gradients_where_only_the_bias_differs_between_devices(name):
         in_specs=(P(), P("data")),
         out_specs=P("data"),
     )
-    got = jax.jit(jax.grad(lambda x: jnp.sum(jnp.cos(spread(x, values)))))(X)
+    got = quick_jit(jax.grad(lambda x: jnp.sum(jnp.cos(spread(x, values)))))(X)
     expected = jax.grad(lambda x: sum(jnp.sum(jnp.cos(f(x, v))) for v in values))(X)
     chex.assert_trees_all_close(got, expected, atol=1e-5)
 
@@ -240,7 +241,7 @@ def test_gradients_where_only_the_bias_is_sharded(name):
     with jax.set_mesh(mesh):
         x = jax.device_put(X, NamedSharding(mesh, P()))
         sharded = jax.device_put(bias, NamedSharding(mesh, P("model")))
-        got = jax.jit(jax.grad(loss))(x, sharded)
+        got = quick_jit(jax.grad(loss))(x, sharded)
     chex.assert_trees_all_close(jax.device_get(got), expected, atol=2e-5)
 
 
@@ -267,5 +268,5 @@ def test_gradients_where_training_differs_between_devices():
     def expected(x, scale):
         return sum(jnp.sum(jnp.cos(f(x, scale, flag))) for flag in flags)
 
-    got = jax.jit(jax.grad(loss, (0, 1)))(X, scale)
+    got = quick_jit(jax.grad(loss, (0, 1)))(X, scale)
     chex.assert_trees_all_close(got, jax.grad(expected, (0, 1))(X, scale), atol=2e-5)

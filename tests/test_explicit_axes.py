@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
 from tests.collectives import list_collectives
+from tests.compiling import quick_jit
 from tests.spreading import AUTO, EXPLICIT, MESH, put
 
 RNG = np.random.default_rng(0)
@@ -78,7 +79,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("name", ["batch and relu", "evaluation", "layer", "group"])
 def test_gradients_are_sharded_as_what_they_are_of(name, layout):
     """Also where parameters are not sharded as the features of x are."""
-    f = jax.jit(partial(forward_backward, NORMS[name]))
+    f = quick_jit(partial(forward_backward, NORMS[name]))
     of_x, of_parameters = layout
     x = put(EXPLICIT, X, *of_x)
     scale, bias = (put(EXPLICIT, v, *of_parameters) for v in (SCALE, BIAS))
@@ -99,8 +100,8 @@ def test_second_derivatives(name):
 
     parameters = [put(EXPLICIT, v) for v in (SCALE, BIAS)]
     x, ct = (put(EXPLICIT, v, "data", None, "model") for v in (X, CT))
-    got = jax.jit(curvature)(x, *parameters, ct)
-    expected = jax.jit(curvature)(X, SCALE, BIAS, CT)
+    got = quick_jit(curvature)(x, *parameters, ct)
+    expected = quick_jit(curvature)(X, SCALE, BIAS, CT)
     chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -116,7 +117,7 @@ def test_examples_that_are_mapped_over_and_spread(name):
 
     shape = (16, 8, 4, FEATURES)
     x, ct = RNG.normal(3, 2, (2, *shape)).astype(np.float32)
-    mapped = jax.jit(jax.vmap(f, (0, None, None, 0)))
+    mapped = quick_jit(jax.vmap(f, (0, None, None, 0)))
     args = (put(EXPLICIT, x, "data"), *(put(EXPLICIT, v) for v in (SCALE, BIAS)))
     with jax.enable_checks(True):  # of all types, also inside of programs
         got = mapped(*args, put(EXPLICIT, ct, "data"))
@@ -131,7 +132,7 @@ def test_tangents_that_are_mapped_over_and_spread(name):
     def push(x, scale, bias, t_bias):
         return jax.jvp(lambda b: NORMS[name](x, scale, b), (bias,), (t_bias,))[1]
 
-    pushed = jax.jit(jax.vmap(push, (None, None, None, 0)))
+    pushed = quick_jit(jax.vmap(push, (None, None, None, 0)))
     args = X, SCALE, BIAS
     t_bias = RNG.normal(size=(8, FEATURES)).astype(np.float32)
     spread = [put(EXPLICIT, value) for value in args]
@@ -144,7 +145,7 @@ def test_tangents_that_are_mapped_over_and_spread(name):
 def test_a_mesh_with_an_auto_axis_too(name):
     kinds = (AxisType.Explicit, AxisType.Auto)
     mesh = jax.make_mesh(tuple(MESH.values()), tuple(MESH), axis_types=kinds)
-    f = jax.jit(partial(forward_backward, NORMS[name]))
+    f = quick_jit(partial(forward_backward, NORMS[name]))
     args = X, SCALE, BIAS, CT
     specs = P("data", None, "model"), P("model"), P("model"), P("data", None, "model")
     mixed = [

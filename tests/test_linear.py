@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxnorm import linear, sharding
+from tests.compiling import quick_jit
 
 RNG = np.random.default_rng(0)
 X, A, B = (jnp.asarray(v, jnp.float32) for v in RNG.normal(size=(3, 4, 5)))
@@ -50,7 +51,7 @@ def loss(f):
 def assert_alike(transform, *args):
     got, expected = transform(given)(*args), transform(plain)(*args)
     chex.assert_trees_all_close(got, expected, rtol=1e-5, atol=1e-5)
-    compiled = jax.jit(transform(given))(*args)
+    compiled = quick_jit(transform(given))(*args)
     chex.assert_trees_all_close(compiled, got, rtol=1e-5, atol=1e-5)
 
 

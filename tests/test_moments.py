@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 from tests.conftest import every_platform
 from tests.derivatives import check_grads
 from tests.reference import moments64
@@ -226,7 +227,7 @@ def test_mixed_derivatives_at_a_weight_of_zero():
         turned = jax.jacfwd(by_w, 0)(x, weights), jax.jacrev(by_w, 0)(x, weights)
         return [*mixed, *(jnp.moveaxis(v, 0, -1) for v in turned)]
 
-    got, expected = (jax.jit(derivatives, static_argnums=0)(f) for f in (ours, plain))
+    got, expected = (quick_jit(derivatives, static_argnums=0)(f) for f in (ours, plain))
     chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jaxnorm as jn
 from tests.cases import batch_norm, every_case, every_family, layer_norm
+from tests.compiling import quick_jit
 from tests.derivatives import check_grads, gradients, in_float64
 
 pytestmark = pytest.mark.usefixtures("platform")
@@ -26,7 +27,7 @@ def plain_gradients(case, weighted):
     """Return the gradients of the textbook's formula in float64."""
     pull = gradients(lambda *args: case.plain(jnp, *args), case.cotangent())
     weights = case.weights() if weighted else None
-    return in_float64(jax.jit(pull), *case.inputs(), weights)
+    return in_float64(pull, *case.inputs(), weights)
 
 
 def assert_rounding(got, expected, factor=8.0, name=""):
@@ -117,7 +118,7 @@ def transforms(f):
 def plain_transforms(case):
     """Return those of the textbook's formula in float64."""
     plain = transforms(lambda *args: case.plain(jnp, *args))
-    return in_float64(jax.jit(plain), *inputs_of_transforms(case))
+    return in_float64(plain, *inputs_of_transforms(case))
 
 
 def inputs_of_transforms(case):
@@ -127,7 +128,7 @@ def inputs_of_transforms(case):
 
 @every_family
 def test_transformations_agree_with_plain_autodiff(case):
-    got = jax.jit(transforms(case))(*inputs_of_transforms(case))
+    got = quick_jit(transforms(case))(*inputs_of_transforms(case))
     for name, value in plain_transforms(case).items():
         # Second derivatives of float32 functions: a few hundred roundings.
         assert_rounding(got[name], value, factor=500, name=name)

@@ -11,6 +11,7 @@ import pytest
 
 import jaxnorm as jn
 from tests.cases import CASES, FAMILIES, batch_norm, every_family, layer_norm
+from tests.compiling import quick_jit
 from tests.derivatives import check_grads, gradients, in_float64
 
 pytestmark = pytest.mark.usefixtures("platform")
@@ -116,7 +117,7 @@ def test_parameters_may_have_another_dtype_than_the_input(name, dtypes):
             jnp.asarray(value, kinds[kind])
             for value, kind in zip(values, dtypes, strict=True)
         ]
-        got = jax.jit(jax.grad(loss, (0, 1, 2)))(*args)
+        got = quick_jit(jax.grad(loss, (0, 1, 2)))(*args)
         chex.assert_trees_all_equal_shapes_and_dtypes(got, tuple(args))
     wide = [np.asarray(arg, np.float64) for arg in args]
     with jax.enable_x64(True):

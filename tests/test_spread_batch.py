@@ -15,6 +15,7 @@ import jaxnorm as jn
 import jaxnorm.linen
 from tests import reference
 from tests.collectives import list_collectives
+from tests.compiling import quick_jit
 from tests.reference import moments64
 from tests.spreading import AUTO, EXPLICIT, MESH, each_kind_of_axes, make_mesh, put
 
@@ -116,10 +117,12 @@ def test_transformations_of_a_spread_batch(mode):
 
     x = put(mode, X, "data")
     for f in (curvature, steps, jax.checkpoint(jax.grad(loss))):
-        chex.assert_trees_all_close(jax.jit(f)(x), jax.jit(f)(X), rtol=1e-4, atol=1e-4)
+        chex.assert_trees_all_close(
+            quick_jit(f)(x), quick_jit(f)(X), rtol=1e-4, atol=1e-4
+        )
     models = put(mode, np.stack([X, X + 1]), None, "data")
     expected = jnp.stack([jax.grad(loss)(X), jax.grad(loss)(X + 1)])
-    got = jax.jit(jax.vmap(jax.grad(loss)))(models)
+    got = quick_jit(jax.vmap(jax.grad(loss)))(models)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -244,6 +247,6 @@ def test_examples_that_are_mapped_over_and_spread(mode):
     def norm(x):
         return jn.batch_norm(x, STATS, training=True)
 
-    got = jax.jit(jax.vmap(norm))(put(mode, x, ("data", "model")))
+    got = quick_jit(jax.vmap(norm))(put(mode, x, ("data", "model")))
     expected = jax.vmap(norm)(x)
     chex.assert_trees_all_close(got, expected, rtol=1e-6, atol=1e-6)

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 from tests.spreading import AUTO, CHECKED, EXPLICIT, UNCHECKED, make_mesh
 
 # Four shards of channels in two times two: a group may be what one axis holds.
@@ -101,9 +102,9 @@ def run(mode, name):
     mesh = make_mesh(mode, SHAPE)
     if mode in (AUTO, EXPLICIT):
         shardings = tuple(NamedSharding(mesh, spec) for spec in SPECS)
-        return jax.jit(partial(step, norm))(*jax.device_put(ARGS, shardings))
+        return quick_jit(partial(step, norm))(*jax.device_put(ARGS, shardings))
     stats = FEATURES if name == "batch" else ()
-    return jax.jit(
+    return quick_jit(
         jax.shard_map(
             partial(
                 step,
@@ -121,7 +122,7 @@ def run(mode, name):
 @pytest.mark.parametrize("mode", [CHECKED, UNCHECKED, AUTO, EXPLICIT], ids=str)
 @pytest.mark.parametrize("name", NORMS)
 def test_sharded_channels(mode, name):
-    got, expected = run(mode, name), jax.jit(partial(step, NORMS[name][0]))(*ARGS)
+    got, expected = run(mode, name), quick_jit(partial(step, NORMS[name][0]))(*ARGS)
     chex.assert_trees_all_close(got, expected, rtol=2e-6, atol=2e-5)
 
 
@@ -158,7 +159,7 @@ def test_evaluation_and_traced_training_with_sharded_channels(mode):
         check_vma=mode is CHECKED,
     )
     for training in (True, False):
-        got = jax.jit(f)(X, stats, training)
+        got = quick_jit(f)(X, stats, training)
         expected = jn.batch_norm(X, stats, training=training)
         chex.assert_trees_all_close(got, expected, rtol=2e-6, atol=1e-5)
 
@@ -187,7 +188,7 @@ def test_a_bad_feature_stays_alone(mode):
             out_specs=FEATURES,
             check_vma=mode is CHECKED,
         )
-    mean, var, weight = jax.jit(f)(*args)
+    mean, var, weight = quick_jit(f)(*args)
     bad = np.arange(CHANNELS) == 5
     np.testing.assert_allclose(weight, np.where(bad, 0, 0.01), rtol=1e-6)
     np.testing.assert_allclose(mean, np.where(bad, 0, X.mean((0, 1, 2))), rtol=1e-5)

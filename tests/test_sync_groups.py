@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jaxnorm as jn
 from tests.cases import batch_norm_loss
 from tests.collectives import count_collectives
+from tests.compiling import quick_jit
 from tests.spreading import (
     AUTO,
     AXIS,
@@ -60,7 +61,7 @@ def check_groups_of_devices(result, groups):
     (y, dx), (stats, rest) = jax.device_get(result)
     for group in groups:
         rows = np.concatenate([[2 * i, 2 * i + 1] for i in group])
-        (ey, edx), expected = jax.jit(step)(X[rows], CT[rows], WEIGHTS[rows])
+        (ey, edx), expected = quick_jit(step)(X[rows], CT[rows], WEIGHTS[rows])
         chex.assert_trees_all_close(
             (y[rows], dx[rows]), (ey, edx), rtol=2e-6, atol=1e-5
         )
@@ -77,7 +78,7 @@ def check_groups_of_devices(result, groups):
 @pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 def test_groups_are_devices_of_their_own(mode, groups):
     run = partial(step, axis_name=AXIS, groups=groups)
-    f = jax.jit(spread(mode, run, in_axes=(0, 0, 0), out_axes=(0, 0)))
+    f = quick_jit(spread(mode, run, in_axes=(0, 0, 0), out_axes=(0, 0)))
     check_groups_of_devices(f(X, CT, WEIGHTS), groups)
 
 
@@ -93,7 +94,7 @@ def test_moments_pool_by_groups(mode):
         later = jn.pool_moments(own, AXIS, axis_index_groups=groups)
         return jax.tree.map(lambda leaf: leaf[None], (directly, later))
 
-    f = jax.jit(spread(mode, run, in_axes=(0, 0), out_axes=0))
+    f = quick_jit(spread(mode, run, in_axes=(0, 0), out_axes=0))
     directly, later = f(X, WEIGHTS)
     for group in groups:
         rows = np.concatenate([[2 * i, 2 * i + 1] for i in group])
@@ -139,7 +140,7 @@ def over_two_axes(mode, run):
 @pytest.mark.parametrize("mode", MAPPED, ids=str)
 @pytest.mark.parametrize("axis_name", POOLED, ids=str)
 def test_two_axes_pool_over_one_or_both(mode, axis_name):
-    f = jax.jit(over_two_axes(mode, partial(step, axis_name=axis_name)))
+    f = quick_jit(over_two_axes(mode, partial(step, axis_name=axis_name)))
     check_groups_of_devices(f(X, CT, WEIGHTS), POOLED[axis_name])
 
 
@@ -147,7 +148,7 @@ def test_two_axes_pool_over_one_or_both(mode, axis_name):
 def test_groups_of_two_axes_count_along_both(mode):
     groups = GROUPS["pairs"]
     run = partial(step, axis_name=("host", "chip"), groups=groups)
-    f = jax.jit(over_two_axes(mode, run))
+    f = quick_jit(over_two_axes(mode, run))
     check_groups_of_devices(f(X, CT, WEIGHTS), groups)
 
 
@@ -155,9 +156,9 @@ def test_groups_of_two_axes_count_along_both(mode):
 @pytest.mark.parametrize("spec", [P("host"), P("chip"), P(("host", "chip"))], ids=str)
 def test_two_axes_under_jit_are_global(mode, spec):
     sharding = NamedSharding(make_mesh(mode, SHAPE), spec)
-    result = jax.jit(step)(*jax.device_put((X, CT, WEIGHTS), sharding))
+    result = quick_jit(step)(*jax.device_put((X, CT, WEIGHTS), sharding))
     chex.assert_trees_all_close(
-        result, jax.jit(step)(X, CT, WEIGHTS), rtol=2e-6, atol=2e-5
+        result, quick_jit(step)(X, CT, WEIGHTS), rtol=2e-6, atol=2e-5
     )
 
 
@@ -179,7 +180,7 @@ def test_local_statistics_under_jit(mode, way):
     f = by_vmap
     if way == "shard_map":
         f = jax.shard_map(step, mesh=mesh, in_specs=P(AXIS), out_specs=P(AXIS))
-    f = jax.jit(f)
+    f = quick_jit(f)
     check_groups_of_devices(f(*args), GROUPS["each alone"])
     assert count_collectives(f, *args) == 0
 

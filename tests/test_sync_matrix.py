@@ -18,6 +18,7 @@ import pytest
 from jax import lax
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 from tests.spreading import MODES, PMAP, place, spread
 from tests.sync_norms import FEATURES, NORMS
 
@@ -99,7 +100,7 @@ def everything(mode, where, filling):
     """Return outputs, gradients and statistics of all cells, as whole arrays."""
     args = X, CT, weights(filling), PARAMS
     if mode is None:
-        return jax.jit(partial(gradients, partial(forward, None)))(*args)
+        return quick_jit(partial(gradients, partial(forward, None)))(*args)
     return compiled(mode, where)(*place(mode, args, (AXES, AXES, AXES, None)))
 
 
@@ -107,7 +108,7 @@ def everything(mode, where, filling):
 def compiled(mode, where):
     """Return (x, ct, weights, params) -> results, for all fillings."""
     if where == "grad inside":
-        return jax.jit(
+        return quick_jit(
             spread(
                 mode,
                 partial(on_each_device, mode),
@@ -122,7 +123,7 @@ def compiled(mode, where):
         out_axes=[AXES, None],
     )
     outside = partial(gradients, run)
-    return outside if mode is PMAP else jax.jit(outside)  # pmap compiles by itself
+    return outside if mode is PMAP else quick_jit(outside)  # pmap compiles by itself
 
 
 @pytest.mark.parametrize("norm", NORMS)

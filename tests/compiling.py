@@ -1,0 +1,35 @@
+"""Compilation in a hurry, for programs that run once on a few numbers.
+
+XLA and its passes are the same; code is generated fast, not well. What is asked for
+digits, costs or times is compiled as users compile it.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+
+WISHES = [
+    {"xla_backend_optimization_level": 0},
+    {"xla_cpu_use_fusion_emitters": False},  # JAX 0.12 has no others
+]
+
+
+@cache
+def quick_options() -> dict[str, Any]:
+    """Return the options of the compiler that this version of it knows."""
+    program = jax.jit(lambda: 0).lower()
+    known: dict[str, Any] = {}
+    for wish in WISHES:
+        try:
+            program.compile(compiler_options=wish)
+        except jax.errors.JaxRuntimeError:
+            continue
+        known |= wish
+    return known
+
+
+def quick_jit(f: Callable[..., Any], **options: Any) -> Any:
+    """Return `f` under `jax.jit`, compiled in a hurry."""
+    return jax.jit(f, compiler_options=quick_options(), **options)
