@@ -76,6 +76,10 @@ def _mend_of_parameter(
     if array.size != math.prod(sizes):
         change = "pass one value for each feature"
     fitting = [a for a, n in enumerate(x.shape) if a and array.shape == (n,)]
+    if 1 < array.ndim < x.ndim and array.shape[-1:] == x.shape[-1:] == sizes:
+        spread = (*array.shape[:-1], *(1,) * (x.ndim - array.ndim), *sizes)
+        if fits(spread, x.shape):
+            return f"one for every example has shape {spread}"
     if len(fitting) == 1:
         return f"{change}, or name axis {fitting[0]}, which it fits"
     return f"{change}, or name other axes"
@@ -206,6 +210,12 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     """Return `value` as an array."""
     if isinstance(value, jax.Array):  # most are, and asarray takes its time
         return value
+    if isinstance(value, list | tuple) and any(map(np.ndim, jax.tree.leaves(value))):
+        raise TypeError(
+            f"{caller}: {name} must be one array. Received {type(value).__name__} that "
+            "holds arrays; pass one of them (a norm with running statistics returns "
+            "two values: y, stats), or join them by jnp.stack."
+        )
     try:
         return jnp.asarray(value)
     except OverflowError:

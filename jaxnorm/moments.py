@@ -127,8 +127,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       b: Moments of another set, of shapes that broadcast with those of `a`.
 
     Returns:
-      Moments of the union. Its count has the shape of theirs, or of the longer one,
-      except where one counts sets and the other features.
+      Moments of the union. Its count has the shape of the larger of the two counts;
+      of a count for each of several sets and one for each feature, that of both.
 
     Raises:
       TypeError: if one of them is not Moments.

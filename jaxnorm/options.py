@@ -5,6 +5,7 @@ trusted.
 """
 
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -27,12 +28,21 @@ Flag = bool | np.bool_ | np.ndarray | jax.Array
 def as_dtype(dtype: Any, *, caller: str) -> np.dtype:
     """Return a dtype that JAX computes in: without x64, float32 for float64."""
     try:
-        return jax.dtypes.canonicalize_dtype(dtype)
+        computed = jax.dtypes.canonicalize_dtype(dtype)
     except (TypeError, ValueError):
         raise TypeError(
             f"{caller}: dtype must be a dtype, or the name of one. "
             f"{received('dtype', dtype)}; the usual one is float32."
         ) from None
+    wished = np.dtype(dtype)
+    if computed != wished and dtype is not float and dtype is not complex:
+        warnings.warn(
+            f"{caller}: dtype={wished.name} needs JAX's 64-bit types. Received it "
+            f"without them, so it is {computed.name}; "
+            'jax.config.update("jax_enable_x64", True) turns them on.',
+            stacklevel=3,
+        )
+    return computed
 
 
 def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:

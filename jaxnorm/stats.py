@@ -96,10 +96,12 @@ def check_stats(stats: Any, *, caller: str) -> NormStats:
     stats = as_arrays(stats, caller=caller)
     mean, var, weight = (leaf.shape for leaf in stats)
     if var != mean or weight not in ((), mean):
+        mend = "start with jaxnorm.init_stats(num_features)"
+        if var == mean and weight == mean[:1]:
+            mend = "jaxnorm.merge_stats merges stacked ones, jax.vmap maps over them"
         raise ValueError(
             f"{caller}: mean and var must have one shape, and weight that or none. "
-            f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; start "
-            "with jaxnorm.init_stats(num_features)."
+            f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; {mend}."
         )
     return stats
 

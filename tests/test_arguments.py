@@ -40,6 +40,12 @@ ERRORS = {
         "layer_norm: axis must be an integer or a sequence of integers. Received "
         "axis=1.5; count axes from 0, or from -1 backwards.",
     ),
+    "no axis": (
+        lambda: jn.compute_moments(X, None),
+        TypeError,
+        "compute_moments: axis must be an integer or a sequence of integers. Received "
+        "axis=None; all axes are axis=(0, 1).",
+    ),
     "scale of another size": (
         lambda: batch_norm(X, STATS, jnp.ones(4)),
         ValueError,
@@ -53,6 +59,13 @@ ERRORS = {
         "layer_norm: scale must have shape (6,), the size of axis 1 of x, or the rank "
         "of x and broadcast to it. Received scale with shape (1,) for x with shape "
         "(4, 6); pass one value for each feature, or name other axes.",
+    ),
+    "a scale for every example": (
+        lambda: jn.layer_norm(jnp.ones((2, 5, 8)), jnp.ones((2, 8))),
+        ValueError,
+        "layer_norm: scale must have shape (8,), the size of axis 2 of x, or the rank "
+        "of x and broadcast to it. Received scale with shape (2, 8) for x with shape "
+        "(2, 5, 8); one for every example has shape (2, 1, 8).",
     ),
     "scale of the rank of x that does not broadcast": (
         lambda: jn.layer_norm(X, jnp.ones((2, 6))),
@@ -207,7 +220,21 @@ ERRORS = {
     "x and stats in each other's place": (
         lambda: jn.batch_norm(STATS, X, training=True),
         TypeError,
-        "batch_norm: x must be an array. Received NormStats; pass anything that "
+        "batch_norm: x must be one array. Received NormStats that holds arrays; pass "
+        "one of them (a norm with running statistics returns two values: y, stats), "
+        "or join them by jnp.stack.",
+    ),
+    "a tuple of arrays, which could be stacked": (
+        lambda: jn.layer_norm((X, X)),
+        TypeError,
+        "layer_norm: x must be one array. Received tuple that holds arrays; pass one "
+        "of them (a norm with running statistics returns two values: y, stats), or "
+        "join them by jnp.stack.",
+    ),
+    "a ragged list": (
+        lambda: jn.layer_norm([[1.0, 2.0], [3.0]]),
+        TypeError,
+        "layer_norm: x must be an array. Received list; pass anything that "
         "jnp.asarray accepts.",
     ),
     "no x": (

@@ -191,3 +191,9 @@ def test_decay_is_a_number():
     text = r"BatchNorm: decay must be one number in \[0, 1\].*Received decay='0.9'"
     with pytest.raises(TypeError, match=text):
         norm.init_with_output(KEY, x)
+
+
+def test_a_number_of_features_is_no_flag():
+    text = "use_running_average=8; a mask is .*; Linen takes no number of features"
+    with pytest.raises(TypeError, match=text):
+        ours.BatchNorm(8).init(KEY, sample())

@@ -1,5 +1,7 @@
 """Wrong options (numbers, names, dtypes and flags): which error, and its words."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -349,3 +351,21 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_error(name):
     check_error(*ERRORS[name])
+
+
+@pytest.mark.parametrize(
+    ("caller", "call"),
+    [
+        ("init_stats", lambda dtype: jn.init_stats(6, dtype=dtype).mean),
+        ("layer_norm", lambda dtype: jn.layer_norm(X, dtype=dtype)),
+    ],
+)
+def test_a_wide_dtype_without_x64_is_told(caller, call):
+    text = f"{caller}: dtype=float64 needs JAX's 64-bit types.*so it is float32; jax.co"
+    with pytest.warns(UserWarning, match=text):
+        assert call(jnp.float64).dtype == jnp.float32
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert call(float).dtype == jnp.float32  # whatever JAX takes for a float
+        with jax.enable_x64(True):
+            assert call(jnp.float64).dtype == jnp.float64

@@ -35,6 +35,13 @@ ERRORS = {
         "Received stats with shape (3,) for x with shape (2, 3, 4); use "
         "jaxnorm.init_stats((3, 4)), or feature_axis=1.",
     ),
+    "stats of several replicas": (
+        lambda: batch_norm(stats=jax.tree.map(lambda v: jnp.stack([v] * 4), STATS)),
+        ValueError,
+        "batch_norm: mean and var must have one shape, and weight that or none. "
+        "Received (mean, var, weight) of shapes (4, 6), (4, 6), (4,); "
+        "jaxnorm.merge_stats merges stacked ones, jax.vmap maps over them.",
+    ),
     "no stats": (
         lambda: batch_norm(stats=None),
         TypeError,

@@ -93,8 +93,8 @@ def weights_of(
 
 
 def check_flag(label: str, name: str, value: Any, *, mend: str) -> bool | jax.Array:
-    """Return a Python bool, or a traced boolean scalar. Integers count, as in Flax."""
-    value = bool(value) if isinstance(value, int) else value
+    """Return a Python bool, or a traced boolean scalar. 0 and 1 count, as in Flax."""
+    value = bool(value) if isinstance(value, int) and value in (0, 1) else value
     return options.check_flag(value, caller=label, name=name, mend=mend)
 
 
@@ -104,6 +104,6 @@ def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
         label,
         "use_running_average",
         use_running_average,
-        mend="a mask is given by name, mask=...",
+        mend="a mask is given by name, mask=...; Linen takes no number of features",
     )
     return ~evaluating if isinstance(evaluating, jax.Array) else not evaluating

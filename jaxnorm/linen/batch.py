@@ -25,6 +25,8 @@ class BatchNorm(Norm):
     at least float32. Training needs `mutable=["batch_stats"]`; nothing is updated while
     the module is initialized.
 
+    Arguments that are not listed are those of `flax.linen.BatchNorm`.
+
     Attributes:
       axis: the feature axis, or axes; all others are reduced.
       momentum: the weight of the old running value; None as in `decay`.

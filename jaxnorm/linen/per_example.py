@@ -69,6 +69,8 @@ class LayerNorm(PerExample):
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
+    Arguments that are not listed are those of `flax.linen.LayerNorm`.
+
     Attributes:
       reduction_axes: axes that are normalized together.
       feature_axes: axes that scale and bias belong to.
@@ -110,6 +112,8 @@ class RMSNorm(PerExample):
     """Divide every example by its root mean square.
 
         y = scale * x / sqrt(mean(|x|^2) + epsilon)
+
+    Arguments that are not listed are those of `flax.linen.RMSNorm`.
 
     Attributes:
       reduction_axes: axes that are normalized together.
@@ -153,6 +157,8 @@ class GroupNorm(PerExample):
     """Normalize groups of neighbouring channels of every example.
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+    Arguments that are not listed are those of `flax.linen.GroupNorm`.
 
     Attributes:
       num_groups: number of groups; None where `group_size` is given.
@@ -206,6 +212,8 @@ class InstanceNorm(PerExample):
     """Normalize every channel of every example over space.
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+    Arguments that are not listed are those of `flax.linen.InstanceNorm`.
 
     Attributes:
       feature_axes: axes of channels; all others but the first are reduced.

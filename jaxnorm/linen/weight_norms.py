@@ -59,6 +59,8 @@ class SpectralNorm(Reparametrized):
     `batch_stats` holds `sigma`, an estimate of the largest singular value, and `u`, one
     of its singular vector.
 
+    Arguments that are not listed are those of `flax.linen.SpectralNorm`.
+
     Attributes:
       layer_instance: the layer.
       n_steps: steps of power iteration.
@@ -140,6 +142,8 @@ class WeightNorm(Reparametrized):
         w = scale * kernel / sqrt(sum(|kernel|^2) + epsilon)
 
     The lengths are parameters of this module, named after the kernel, `.../scale`.
+
+    Arguments that are not listed are those of `flax.linen.WeightNorm`.
 
     Attributes:
       layer_instance: the layer.

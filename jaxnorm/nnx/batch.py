@@ -27,6 +27,8 @@ class BatchNorm(AffineNorm):
     makes them float32 again. Where types must not change, as in `nnx.scan`, leave them
     out of the cast: `nnx.split(model, nnx.BatchStat, ...)` tells them apart.)
 
+    Arguments that are not listed are those of `flax.nnx.BatchNorm`.
+
     Args:
       num_features: size of the feature axis, or sizes of several.
       axis: the feature axis, or axes; all others are reduced.

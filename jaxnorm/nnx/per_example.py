@@ -19,6 +19,8 @@ class LayerNorm(AffineNorm):
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
 
+    Arguments that are not listed are those of `flax.nnx.LayerNorm`.
+
     Args:
       num_features: size of the feature axes.
       reduction_axes: axes that are normalized together.
@@ -49,6 +51,8 @@ class RMSNorm(Norm):
     """Divide every example by its root mean square.
 
         y = scale * x / sqrt(mean(|x|^2) + epsilon)
+
+    Arguments that are not listed are those of `flax.nnx.RMSNorm`.
 
     Args:
       num_features: size of the feature axes.
@@ -81,6 +85,8 @@ class GroupNorm(AffineNorm):
     """Normalize groups of neighbouring channels of every example.
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+    Arguments that are not listed are those of `flax.nnx.GroupNorm`.
 
     Args:
       num_features: number of channels.
@@ -128,6 +134,8 @@ class InstanceNorm(AffineNorm):
     """Normalize every channel of every example over space.
 
         y = scale * (x - mean) / sqrt(var + epsilon) + bias
+
+    Arguments that are not listed are those of `flax.nnx.InstanceNorm`.
 
     Args:
       num_features: number of channels.

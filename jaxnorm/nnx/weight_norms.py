@@ -51,6 +51,8 @@ class SpectralNorm(nnx.Module):
     variables `sigma`, an estimate of the largest singular value, and `u`, one of its
     singular vector.
 
+    Arguments that are not listed are those of `flax.nnx.SpectralNorm`.
+
     Args:
       layer_instance: the layer.
       n_steps: steps of power iteration.
@@ -150,6 +152,8 @@ class WeightNorm(nnx.Module):
     Those of Flax before 0.12.11 are plain arrays, which an optimizer of `nnx.Param`
     never changes; checkpoints of `nnx.to_pure_dict(nnx.state(...))` load in both
     directions.
+
+    Arguments that are not listed are those of `flax.nnx.WeightNorm`.
 
     Args:
       layer_instance: the layer.
