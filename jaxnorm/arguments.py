@@ -15,6 +15,16 @@ from jaxnorm.options import known
 
 def check_input(x: ArrayLike, *, caller: str, name: str = "x") -> jax.Array:
     """Return `x` as an array of floating-point or complex dtype."""
+    if isinstance(x, list | tuple) and _holds_arrays(x):
+        mend = "pass one of them, or join them by jnp.stack"
+        if hasattr(x, "_fields"):
+            mend = f"{name} comes first"
+        elif len(x) == 2 and hasattr(x[1], "_fields"):
+            mend = f"take them apart, as in {name}, stats = ..., and pass the first"
+        raise TypeError(
+            f"{caller}: {name} must be one array. Received {type(x).__name__} that "
+            f"holds arrays; {mend}."
+        )
     array = as_array(x, caller=caller, name=name)
     if not jnp.issubdtype(array.dtype, jnp.inexact):
         raise TypeError(
@@ -64,22 +74,22 @@ def expand_parameter(
         f"{caller}: {name} must have shape {sizes}, {sizes_in_words(axes)} of {of}, "
         f"or the rank of {of} and broadcast to it. Received {name} with shape "
         f"{array.shape} for {of} with shape {x.shape}; "
-        f"{_mend_of_parameter(array, x, sizes, name)}."
+        f"{_mend_of_parameter(array, x, axes, name)}."
     )
 
 
 def _mend_of_parameter(
-    array: jax.Array, x: jax.Array, sizes: tuple[int, ...], name: str
+    array: jax.Array, x: jax.Array, axes: tuple[int, ...], name: str
 ) -> str:
     """Say what would make a parameter fit: another shape, or other axes."""
+    sizes = tuple(x.shape[axis] for axis in axes)
+    if 0 not in axes and array.shape == (x.shape[0], *sizes):
+        each = tuple(n if a in (0, *axes) else 1 for a, n in enumerate(x.shape))
+        return f"one for every example has shape {each}"
     change = f"reshape {name}"
     if array.size != math.prod(sizes):
         change = "pass one value for each feature"
     fitting = [a for a, n in enumerate(x.shape) if a and array.shape == (n,)]
-    if 1 < array.ndim < x.ndim and array.shape[-1:] == x.shape[-1:] == sizes:
-        spread = (*array.shape[:-1], *(1,) * (x.ndim - array.ndim), *sizes)
-        if fits(spread, x.shape):
-            return f"one for every example has shape {spread}"
     if len(fitting) == 1:
         return f"{change}, or name axis {fitting[0]}, which it fits"
     return f"{change}, or name other axes"
@@ -210,12 +220,6 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
     """Return `value` as an array."""
     if isinstance(value, jax.Array):  # most are, and asarray takes its time
         return value
-    if isinstance(value, list | tuple) and any(map(np.ndim, jax.tree.leaves(value))):
-        raise TypeError(
-            f"{caller}: {name} must be one array. Received {type(value).__name__} that "
-            "holds arrays; pass one of them (a norm with running statistics returns "
-            "two values: y, stats), or join them by jnp.stack."
-        )
     try:
         return jnp.asarray(value)
     except OverflowError:
@@ -234,6 +238,11 @@ def as_array(value: ArrayLike, *, caller: str, name: str) -> jax.Array:
             f"{caller}: {name} must be an array. Received {type(value).__name__}; pass "
             "anything that jnp.asarray accepts."
         ) from None
+
+
+def _holds_arrays(sequence: Any) -> bool:
+    """Whether parts of a sequence are arrays, which `asarray` could stack unasked."""
+    return any(getattr(leaf, "ndim", 0) for leaf in jax.tree.leaves(sequence))
 
 
 def as_arrays(parts: Any, *, caller: str, name: str) -> list[jax.Array]:

@@ -30,12 +30,10 @@ def canonicalize_axes(
     try:
         indices = [operator.index(axis) for axis in given]
     except TypeError:
-        mend = "count axes from 0, or from -1 backwards"
-        if axes is None:
-            mend = f"all axes are {name}={tuple(range(ndim))}"
         raise TypeError(
             f"{caller}: {name} must be an integer or a sequence of integers. "
-            f"Received {name}={axes!r}; {options.static_or(mend, *given)}."
+            f"Received {name}={axes!r}; "
+            f"{options.static_or('count axes from 0, or from -1 backwards', *given)}."
         ) from None
     for axis in indices:
         if not -ndim <= axis < ndim:

@@ -127,8 +127,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
       b: Moments of another set, of shapes that broadcast with those of `a`.
 
     Returns:
-      Moments of the union. Its count has the shape of the larger of the two counts;
-      of a count for each of several sets and one for each feature, that of both.
+      Moments of the union. Its count has the shape of the longer of the two; where one
+      counts sets and the other features, it has both axes.
 
     Raises:
       TypeError: if one of them is not Moments.

@@ -5,7 +5,6 @@ trusted.
 """
 
 import operator
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -34,15 +33,8 @@ def as_dtype(dtype: Any, *, caller: str) -> np.dtype:
             f"{caller}: dtype must be a dtype, or the name of one. "
             f"{received('dtype', dtype)}; the usual one is float32."
         ) from None
-    wished = np.dtype(dtype)
-    if computed != wished and dtype is not float and dtype is not complex:
-        warnings.warn(
-            f"{caller}: dtype={wished.name} needs JAX's 64-bit types. Received it "
-            f"without them, so it is {computed.name}; "
-            'jax.config.update("jax_enable_x64", True) turns them on.',
-            stacklevel=3,
-        )
-    return computed
+    # Where that is another one, JAX warns, unless it was told not to.
+    return computed if computed == np.dtype(dtype) else jnp.zeros((), dtype).dtype
 
 
 def check_dtype(dtype: Any, x: jax.Array, *, caller: str) -> np.dtype:

@@ -19,6 +19,8 @@ from jaxnorm import arguments, axes, dtypes, options
 from jaxnorm.exporting import serializable
 from jaxnorm.moments import Moments
 
+OF_REPLICAS = "jaxnorm.merge_stats merges stacked ones, jax.vmap maps over them"
+
 
 @serializable
 class NormStats(NamedTuple):
@@ -98,7 +100,7 @@ def check_stats(stats: Any, *, caller: str) -> NormStats:
     if var != mean or weight not in ((), mean):
         mend = "start with jaxnorm.init_stats(num_features)"
         if var == mean and weight == mean[:1]:
-            mend = "jaxnorm.merge_stats merges stacked ones, jax.vmap maps over them"
+            mend = OF_REPLICAS
         raise ValueError(
             f"{caller}: mean and var must have one shape, and weight that or none. "
             f"Received (mean, var, weight) of shapes {mean}, {var}, {weight}; {mend}."
@@ -135,6 +137,8 @@ def check_features(
 
 def _mend_of_features(stats: NormStats, x: jax.Array, sizes: tuple[int, ...]) -> str:
     """Say what the statistics would fit: an axis, if there is one, or how to start."""
+    if stats.mean.shape[1:] == sizes:
+        return OF_REPLICAS
     fitting = [a for a, n in enumerate(x.shape) if stats.mean.shape == (n,)]
     start = f"jaxnorm.init_stats({sizes[0] if len(sizes) == 1 else sizes})"
     if len(fitting) == 1:

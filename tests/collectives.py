@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 from benchmarks import costs
-from tests.compiling import quick_options
 
 STABLEHLO = (
     r"\bstablehlo\.(all_reduce|all_gather|all_to_all|reduce_scatter|collective_permute)"
@@ -13,8 +12,7 @@ STABLEHLO = (
 
 def list_collectives(f: Any, *args: Any) -> list[str]:
     """Return the kinds of the collectives that XLA has compiled `f` into."""
-    program = f.lower(*args).compile(compiler_options=quick_options())
-    return costs.list_collectives(program)
+    return costs.list_collectives(f.lower(*args).compile())
 
 
 def count_collectives(f: Any, *args: Any) -> int:

@@ -1,7 +1,9 @@
 """Compilation in a hurry, for programs that run once on a few numbers.
 
-XLA and its passes are the same; code is generated fast, not well. What is asked for
-digits, costs or times is compiled as users compile it.
+They are asked whether transformations, devices and dtypes go together; both sides of
+a comparison are compiled alike. The machine code is made fast and runs slowly, and a
+few last digits differ. What is asked for accuracy, bytes, collectives or time is
+compiled as users compile it.
 """
 
 from collections.abc import Callable

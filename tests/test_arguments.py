@@ -40,12 +40,6 @@ ERRORS = {
         "layer_norm: axis must be an integer or a sequence of integers. Received "
         "axis=1.5; count axes from 0, or from -1 backwards.",
     ),
-    "no axis": (
-        lambda: jn.compute_moments(X, None),
-        TypeError,
-        "compute_moments: axis must be an integer or a sequence of integers. Received "
-        "axis=None; all axes are axis=(0, 1).",
-    ),
     "scale of another size": (
         lambda: batch_norm(X, STATS, jnp.ones(4)),
         ValueError,
@@ -66,6 +60,13 @@ ERRORS = {
         "layer_norm: scale must have shape (8,), the size of axis 2 of x, or the rank "
         "of x and broadcast to it. Received scale with shape (2, 8) for x with shape "
         "(2, 5, 8); one for every example has shape (2, 1, 8).",
+    ),
+    "a scale for every example, channels first": (
+        lambda: jn.instance_norm(jnp.ones((4, 8, 8)), jnp.ones((4, 8)), feature_axis=1),
+        ValueError,
+        "instance_norm: scale must have shape (8,), the size of axis 1 of x, or the "
+        "rank of x and broadcast to it. Received scale with shape (4, 8) for x with "
+        "shape (4, 8, 8); one for every example has shape (4, 8, 1).",
     ),
     "scale of the rank of x that does not broadcast": (
         lambda: jn.layer_norm(X, jnp.ones((2, 6))),
@@ -220,16 +221,20 @@ ERRORS = {
     "x and stats in each other's place": (
         lambda: jn.batch_norm(STATS, X, training=True),
         TypeError,
-        "batch_norm: x must be one array. Received NormStats that holds arrays; pass "
-        "one of them (a norm with running statistics returns two values: y, stats), "
-        "or join them by jnp.stack.",
+        "batch_norm: x must be one array. Received NormStats that holds arrays; x "
+        "comes first.",
     ),
     "a tuple of arrays, which could be stacked": (
         lambda: jn.layer_norm((X, X)),
         TypeError,
         "layer_norm: x must be one array. Received tuple that holds arrays; pass one "
-        "of them (a norm with running statistics returns two values: y, stats), or "
-        "join them by jnp.stack.",
+        "of them, or join them by jnp.stack.",
+    ),
+    "what batch_norm returned": (
+        lambda: jn.layer_norm(batch_norm(X)),
+        TypeError,
+        "layer_norm: x must be one array. Received tuple that holds arrays; take them "
+        "apart, as in x, stats = ..., and pass the first.",
     ),
     "a ragged list": (
         lambda: jn.layer_norm([[1.0, 2.0], [3.0]]),
@@ -317,3 +322,13 @@ def test_axes_are_sorted_and_non_negative():
 def test_spatial_axes_leave_out_batch_and_features(shape, feature_axis, expected):
     _, spatial = axes.spatial_axes(feature_axis, shape, caller="f")
     assert spatial == expected
+
+
+def test_lists_of_numbers_are_arrays():
+    """Also of traced ones, and of rows where arrays would be numbers."""
+    ones = np.ones(2)
+    for value in ([[1.0, 2.0]], ((np.float32(1), 2.0),)):
+        got = jn.layer_norm(value, [1.0, 1.0], weights=[ones])
+        np.testing.assert_array_equal(got, jn.layer_norm(np.array([[1.0, 2.0]], "f4")))
+    traced = jax.jit(lambda a, b: jn.layer_norm([a, b]))(1.0, 2.0)
+    np.testing.assert_allclose(traced, [-1, 1], rtol=1e-4)

@@ -10,7 +10,6 @@ import pytest
 
 import jaxnorm as jn
 from tests.cases import batch_norm, every_case, every_family, layer_norm
-from tests.compiling import quick_jit
 from tests.derivatives import check_grads, gradients, in_float64
 
 pytestmark = pytest.mark.usefixtures("platform")
@@ -128,7 +127,7 @@ def inputs_of_transforms(case):
 
 @every_family
 def test_transformations_agree_with_plain_autodiff(case):
-    got = quick_jit(transforms(case))(*inputs_of_transforms(case))
+    got = jax.jit(transforms(case))(*inputs_of_transforms(case))
     for name, value in plain_transforms(case).items():
         # Second derivatives of float32 functions: a few hundred roundings.
         assert_rounding(got[name], value, factor=500, name=name)

@@ -42,6 +42,13 @@ ERRORS = {
         "Received (mean, var, weight) of shapes (4, 6), (4, 6), (4,); "
         "jaxnorm.merge_stats merges stacked ones, jax.vmap maps over them.",
     ),
+    "stats of several replicas, a weight for every feature": (
+        lambda: batch_norm(stats=jax.tree.map(lambda v: jnp.zeros((4, 6)), STATS)),
+        ValueError,
+        "batch_norm: stats must have shape (6,), the size of axis 1 of x. Received "
+        "stats with shape (4, 6) for x with shape (4, 6); jaxnorm.merge_stats merges "
+        "stacked ones, jax.vmap maps over them.",
+    ),
     "no stats": (
         lambda: batch_norm(stats=None),
         TypeError,

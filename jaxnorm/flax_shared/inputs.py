@@ -104,6 +104,6 @@ def training_of(label: str, use_running_average: Any) -> bool | jax.Array:
         label,
         "use_running_average",
         use_running_average,
-        mend="a mask is given by name, mask=...; Linen takes no number of features",
+        mend="a mask is given by name, mask=...",
     )
     return ~evaluating if isinstance(evaluating, jax.Array) else not evaluating
