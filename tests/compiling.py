@@ -1,9 +1,9 @@
 """Compilation in a hurry, for programs that run once on a few numbers.
 
-They are asked whether transformations, devices and dtypes go together; both sides of
-a comparison are compiled alike. The machine code is made fast and runs slowly, and a
-few last digits differ. What is asked for accuracy, bytes, collectives or time is
-compiled as users compile it.
+They are asked whether transformations, devices and dtypes go together, and compared
+with what another way of the same gives. The machine code is made fast and runs slowly,
+and a few last digits differ. What shows how accurate a norm is, how many bytes it moves
+and how many collectives it takes is compiled as users compile it.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,9 @@ import pytest
 
 import jaxnorm as jn
 from jaxnorm import axes
-from tests.wrong_calls import CUBE, SQUARE, STATS, X, batch_norm, check_error
+from tests.wrong_calls import STATS, X, batch_norm, check_error
+
+SQUARE, CUBE = jnp.ones((6, 6)), jnp.ones((3, 3, 3))
 
 ERRORS = {
     "integer input": (
@@ -325,7 +327,7 @@ def test_spatial_axes_leave_out_batch_and_features(shape, feature_axis, expected
 
 
 def test_lists_of_numbers_are_arrays():
-    """Also of traced ones, and of rows where arrays would be numbers."""
+    """Also of traced numbers; and weights may be a list of rows."""
     ones = np.ones(2)
     for value in ([[1.0, 2.0]], ((np.float32(1), 2.0),)):
         got = jn.layer_norm(value, [1.0, 1.0], weights=[ones])

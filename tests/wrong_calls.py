@@ -6,7 +6,6 @@ import pytest
 import jaxnorm as jn
 
 X = jnp.ones((4, 6))
-SQUARE, CUBE = jnp.ones((6, 6)), jnp.ones((3, 3, 3))
 STATS = jn.init_stats(6)
 
 
