@@ -34,7 +34,7 @@ def update_stats(
         var'    = (weight * var + batch_var) / weight'
 
     A batch changes nothing if one of its statistics is not finite, or if it has no more
-    than `ddof` elements. That holds inside jit as well. With one weight per feature,
+    than `ddof` elements, to rounding. That holds inside jit as well. With one weight per feature,
     this is decided feature by feature, so features that are sharded over devices need
     no communication.
 
@@ -90,13 +90,19 @@ def move(
     return _move(stats, moments, gained, decay is None, ddof)
 
 
+# A count that exceeds `ddof` by less than this share of it may do so by rounding.
+ROUNDING = 1e-5
+
+
 # One program outside of jit, and traced once for all layers of a shape.
 @partial(jax.jit, static_argnums=(3, 4), inline=True)
 def _move(
     stats: NormStats, moments: Moments, gained: ArrayLike, cumulative: bool, ddof: int
 ) -> NormStats:
     """Move by the weight that a batch gains; if `cumulative` the old keeps its own."""
-    var = moments.m2 * reciprocal(jnp.maximum(moments.count - ddof, 0))
+    divisor = moments.count - ddof
+    enough = divisor > ROUNDING * moments.count  # not so if infinite
+    var = moments.m2 * reciprocal(jnp.maximum(divisor, 0))
     finite = jnp.isfinite(moments.mean) & jnp.isfinite(var)
     if not stats.weight.ndim:
         finite = jnp.all(finite)
@@ -107,7 +113,7 @@ def _move(
         # Written so that a weight of exactly 1 stays exactly 1.
         weight = stats.weight + gained * (1 - stats.weight)
     # decay=1 from weight 0 has seen nothing.
-    trusted = finite & (moments.count > ddof) & (weight > 0)
+    trusted = finite & enough & (weight > 0)
     share = jnp.asarray(gained / jnp.where(weight > 0, weight, 1))
 
     def average(old: jax.Array, new: jax.Array) -> jax.Array:

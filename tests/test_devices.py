@@ -54,6 +54,29 @@ def test_complex_statistics_are_pooled():
     np.testing.assert_allclose(y, centered / np.sqrt(var + 1e-5), atol=1e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [4, 64])
+def test_pooling_promotes_no_ranks(rows, masked):
+    """By an axis name, over few rows and many, and by the compiler on eight devices."""
+    x = jnp.ones((rows, 8, CHANNELS))
+
+    def loss(x, axis_name=None):
+        mask = x > 0 if masked else None
+        _, stats = jn.batch_norm(
+            x, STATS, training=True, weights=mask, axis_name=axis_name
+        )
+        return stats.var.sum()
+
+    def mapped(x):
+        return jax.vmap(partial(loss, axis_name="rows"), axis_name="rows")(x).sum()
+
+    mesh = make_mesh(AUTO, SHAPE)
+    spread = jax.device_put(x, NamedSharding(mesh, P("data")))
+    with jax.numpy_rank_promotion("raise"):
+        jax.jit(jax.grad(mapped)).lower(x)
+        jax.jit(jax.grad(loss)).lower(spread)
+
+
 def test_many_examples_mapped_over_take_memory_as_few():
     """A list of what each has would be of 4096 x 4096 x 8 numbers, 512 MiB."""
     f = jax.jit(

@@ -103,8 +103,9 @@ def test_ddof_1_keeps_the_unbiased_variance():
         jn.Moments(jnp.float32(0), jnp.zeros(3), jnp.zeros(3)),
         jn.Moments(jnp.float32(4), jnp.array([1.0, jnp.nan, 1.0]), jnp.ones(3)),
         jn.Moments(jnp.float32(4), jnp.ones(3), jnp.array([1.0, jnp.inf, 1.0])),
+        jn.Moments(jnp.float32(jnp.inf), jnp.ones(3), jnp.ones(3)),
     ],
-    ids=["empty", "mean not finite", "variance not finite"],
+    ids=["empty", "mean not finite", "variance not finite", "count not finite"],
 )
 def test_a_batch_that_cannot_be_trusted_changes_nothing(moments, decay):
     stats = run(jn.init_stats(3))
@@ -117,6 +118,15 @@ def test_a_single_value_holds_no_evidence_on_the_unbiased_variance(decay):
     stats = run(jn.init_stats(3))
     one = jn.compute_moments(BATCHES[0, :1], 0)
     chex.assert_trees_all_equal(jn.update_stats(stats, one, decay=decay, ddof=1), stats)
+
+
+@pytest.mark.parametrize("total", [1 - 1e-7, 1, 1 + 1e-6])
+def test_weights_that_add_up_to_1_hold_no_unbiased_variance(total):
+    """Not to rounding either: m2 / (total - 1) would be a million times too large."""
+    stats = run(jn.init_stats(3))
+    weights = jnp.float32(total) * jax.nn.softmax(BATCHES[0, :, :1], axis=0)
+    _, after = jn.batch_norm(BATCHES[0], stats, training=True, weights=weights, ddof=1)
+    chex.assert_trees_all_equal(after, stats)
 
 
 def test_a_feature_without_data_keeps_its_statistics():
