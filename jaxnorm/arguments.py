@@ -90,6 +90,9 @@ def _mend_of_parameter(
     if array.size != math.prod(sizes):
         change = "pass one value for each feature"
     fitting = [a for a, n in enumerate(x.shape) if a and array.shape == (n,)]
+    if len(fitting) == 1 and fitting[0] in axes:
+        along = tuple(n if a in fitting else 1 for a, n in enumerate(x.shape))
+        return f"one that varies along axis {fitting[0]} alone has shape {along}"
     if len(fitting) == 1:
         return f"{change}, or name axis {fitting[0]}, which it fits"
     return f"{change}, or name other axes"

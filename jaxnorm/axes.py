@@ -6,7 +6,6 @@ trust theirs.
 """
 
 import math
-import operator
 from collections.abc import Hashable, Sequence
 
 import jax
@@ -28,7 +27,7 @@ def canonicalize_axes(
     listed = axes.tolist() if isinstance(axes, np.ndarray) else axes
     given = tuple(listed) if isinstance(listed, Sequence) else (listed,)
     try:
-        indices = [operator.index(axis) for axis in given]
+        indices = [options.as_index(axis) for axis in given]
     except TypeError:
         raise TypeError(
             f"{caller}: {name} must be an integer or a sequence of integers. "
@@ -112,7 +111,7 @@ def check_reduced(
 def check_groups(channels: int, num_groups: int, *, caller: str) -> int:
     """Return `num_groups` if it divides the channels."""
     try:
-        num_groups = operator.index(num_groups)
+        num_groups = options.as_index(num_groups)
     except TypeError:
         raise TypeError(
             f"{caller}: num_groups must be an integer. Received "
@@ -192,7 +191,7 @@ def _check_partition(
     """Return the groups as nested tuples, if they partition the axis evenly."""
     try:
         groups = tuple(
-            tuple(operator.index(i) for i in group) for group in axis_index_groups
+            tuple(options.as_index(i) for i in group) for group in axis_index_groups
         )
     except TypeError:
         raise TypeError(

@@ -221,10 +221,17 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def as_index(value: Any) -> int:
+    """Return an integer as `operator.index` does, but take no True for 1."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
 def whole_number(value: Any) -> int:
     """Return the value if it is an integer of 1 or more, and 0 if not."""
     try:
-        return max(0, operator.index(value))
+        return max(0, as_index(value))
     except TypeError:
         return 0
 

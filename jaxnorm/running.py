@@ -34,9 +34,9 @@ def update_stats(
         var'    = (weight * var + batch_var) / weight'
 
     A batch changes nothing if one of its statistics is not finite, or if it has no more
-    than `ddof` elements, to rounding. That holds inside jit as well. With one weight per feature,
-    this is decided feature by feature, so features that are sharded over devices need
-    no communication.
+    than `ddof` elements, to rounding. That holds inside jit as well. With one weight
+    per feature, this is decided feature by feature, so features that are sharded over
+    devices need no communication.
 
     A scalar weight counts batches for all features together. If a feature is fully
     masked in the first batch, its initial value then counts as data; where that can

@@ -142,6 +142,17 @@ def test_the_worst_that_searches_found(platform):
     np.testing.assert_allclose(jn.compute_moments(x, 0).var, var, rtol=7e-6)
 
 
+def test_the_worst_mean_that_searches_found(platform):
+    """As above: 1.1e-6 standard deviations beyond the last place."""
+    for rows, first, low, high in ((65_536, 3276, -1, 0.511), (6272, 326, 0, 2.193)):
+        values = np.where(np.arange(rows) % (rows // 4) < first, low, high)
+        x = np.stack([values] * 4, 1).astype(np.float32)
+        _, mean, var = moments64(x, (0,))
+        error = np.abs(np.asarray(jn.compute_moments(x, 0).mean, np.float64) - mean)
+        unit = np.spacing(np.abs(mean).astype(np.float32))
+        assert np.all(error <= unit + 1.2e-6 * np.sqrt(var))
+
+
 def test_float64_stays_float64():
     with jax.enable_x64(True):
         x = RNG.normal(1e8, 1.0, (1000, 2))

@@ -36,6 +36,12 @@ ERRORS = {
         "rms_norm: axis must name each axis once. Received axis=(1, -1) for an input "
         "of rank 2; remove the repeated axis.",
     ),
+    "axis that is a flag": (
+        lambda: jn.layer_norm(X, axis=True),
+        TypeError,
+        "layer_norm: axis must be an integer or a sequence of integers. Received "
+        "axis=True; count axes from 0, or from -1 backwards.",
+    ),
     "axis of another type": (
         lambda: jn.layer_norm(X, axis=1.5),
         TypeError,
@@ -90,6 +96,13 @@ ERRORS = {
         "instance_norm: bias must have shape (4,), the size of axis 2 of x, or the "
         "rank of x and broadcast to it. Received bias with shape (3,) for x with shape "
         "(2, 3, 4); pass one value for each feature, or name axis 1, which it fits.",
+    ),
+    "scale of one of several axes": (
+        lambda: jn.layer_norm(jnp.ones((2, 3, 4)), jnp.ones(4), axis=(1, 2)),
+        ValueError,
+        "layer_norm: scale must have shape (3, 4), the sizes of axes (1, 2) of x, or "
+        "the rank of x and broadcast to it. Received scale with shape (4,) for x with "
+        "shape (2, 3, 4); one that varies along axis 2 alone has shape (1, 1, 4).",
     ),
     "bool scale": (
         lambda: jn.layer_norm(X, jnp.ones(6, bool)),

@@ -141,6 +141,15 @@ def test_masks_where_all_axes_are_features_are_flaxs(shape):
     np.testing.assert_array_equal(moved, jnp.broadcast_to(mask, moved.shape))
 
 
+def test_a_dummy_without_rows_will_do_for_init():
+    dummy = jnp.ones((0, 5, 6))
+    variables = (
+        package.BatchNorm(use_running_average=False).init(KEY, dummy)
+        for package in (ours, linen)
+    )
+    assert_trees_close(*variables, rtol=0)
+
+
 def test_partitioned_parameters():
     init = linen.with_partitioning(linen.initializers.ones, ("model",))
     for package in (linen, ours):

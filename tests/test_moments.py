@@ -122,6 +122,19 @@ def test_merging_keeps_large_offsets():
     np.testing.assert_allclose(merged.var, var, rtol=2e-5)
 
 
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_merging_rounds_the_variance_by_eps_times_mean_over_std(offset):
+    """At worst where two standard deviations lie between the means. Of 20000 pairs."""
+    a, b = (
+        RNG.normal(offset + apart, 1, (2, 20_000)).astype(np.float32)
+        for apart in (0, 4)
+    )
+    merged = jn.merge_moments(jn.compute_moments(a, 0), jn.compute_moments(b, 0))
+    _, mean, var = moments64(np.concatenate([a, b]), (0,))
+    error = np.abs(merged.var / var - 1)
+    assert np.all(error <= np.finfo(np.float32).eps * (1 + mean / np.sqrt(var)))
+
+
 def test_the_empty_set_may_hold_anything():
     empty = jn.Moments(jnp.float32(0), jnp.full(3, jnp.nan), jnp.full(3, jnp.nan))
     full = jn.compute_moments(RNG.normal(size=(10, 3)).astype(np.float32), 0)

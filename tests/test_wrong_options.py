@@ -179,6 +179,12 @@ ERRORS = {
         "group_norm: num_groups must be an integer. Received num_groups=2.0; pass a "
         "whole number, such as 32.",
     ),
+    "a number of groups that is a flag": (
+        lambda: jn.group_norm(X, num_groups=True),
+        TypeError,
+        "group_norm: num_groups must be an integer. Received num_groups=True; pass a "
+        "whole number, such as 32.",
+    ),
     "complex output squeezed into a real dtype": (
         lambda: jn.layer_norm(X.astype(jnp.complex64), dtype=jnp.float32),
         TypeError,

@@ -105,6 +105,8 @@ class BatchNorm(Norm):
         )
         training = inputs.training_of(label, evaluating)
         x = inputs.check_input(label, x, self.dtype)
+        if self.is_initializing() and x.size == 0:  # a dummy without rows has a shape
+            training = False
         features = inputs.axes_of(label, x, self.axis, "axis")
         self._check_collection(training)
         stats = batch.first_stats(self, inputs.sizes_of(x, features), x.dtype)

@@ -70,8 +70,8 @@ def batch_norm(
         arrays.
       axis_index_groups: groups of indices of `axis_name` that pool among themselves.
       ddof: 1 keeps the unbiased running variance, as PyTorch does; 0 the biased one.
-        Weights count as frequencies: a batch of total weight 1 or less (to rounding) has
-        no unbiased variance, and leaves `stats` as they are.
+        Weights count as frequencies: a batch of total weight 1 (to rounding) or less
+        has no unbiased variance, and leaves `stats` as they are.
       activation: "relu", "silu" or "gelu" (its tanh approximation), applied to the
         output; None is the identity. The backward pass keeps nothing for it, but
         recomputes the output from `x`.
