@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import jaxnorm as jn
+from tests.compiling import quick_jit
 
 GOLDEN = Path(__file__).parent / "golden" / "torch.npz"
 
@@ -309,10 +310,16 @@ def run(program: Program, layout: str, inputs: dict[str, jax.Array]) -> Any:
 
 
 @functools.cache
-def compiled(program: Program, layout: str, way: str) -> Callable[..., Any]:
-    """Return `run` under jit; cases that differ in their data only share it."""
+def compiled(
+    program: Program, layout: str, precision: str, way: str
+) -> Callable[..., Any]:
+    """Return `run` under jit; cases that differ in their data only share it.
+
+    In float32 it is compiled as users compile it.
+    """
     del way  # what is compiled depends on it
-    return jax.jit(functools.partial(run, program, layout))
+    jit = jax.jit if precision == "float32" else quick_jit
+    return jit(functools.partial(run, program, layout))
 
 
 def list_runs() -> Iterator[Any]:
@@ -336,7 +343,7 @@ def test_agrees_with_pytorch(
 ) -> None:
     with jax.enable_x64(precision == "float64"):
         inputs = {key: jnp.asarray(v, precision) for key, v in case.inputs.items()}
-        results = compiled(case.program, layout, platform)(inputs)
+        results = compiled(case.program, layout, precision, platform)(inputs)
         actual = {key: np.asarray(value) for key, value in results.items()}
     expected = case.expected[precision]
     chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
