@@ -73,9 +73,9 @@ def compute_moments(
       Moments without the reduced axes, in at least float32. While |mean|/std is up to
       1e6, the mean is right to one unit in its last place plus 3e-7 of std, and the
       variance to a relative 2e-6. Adverse outliers, all in the rows that the shift is
-      sampled from, raise that to 1.2e-6 of std and to 7e-6 at worst, and that of the
-      variance to 4e-5 in half precision, whose values are themselves rounded by 5e-4 or
-      more. An empty set has count, mean and m2 equal to 0.
+      sampled from, raise the first to 1.2e-6 of std at worst, and the second to 7e-6
+      (4e-5 in half precision, whose values are themselves rounded by 5e-4 or more). An
+      empty set has count, mean and m2 equal to 0.
 
     Raises:
       TypeError: if `x` is neither floating-point nor complex, or `weights` are neither

@@ -13,6 +13,9 @@ from jaxnorm.arithmetic import reciprocal
 from jaxnorm.moments import Moments, check_moments
 from jaxnorm.stats import NormStats, check_precision, check_stats
 
+# A count that exceeds `ddof` by less than this share of it may do so by rounding.
+ROUNDING = 1e-5
+
 
 def update_stats(
     stats: NormStats,
@@ -88,10 +91,6 @@ def move(
     """Do what `update_stats` does; its arguments have been checked."""
     gained = 1 if decay is None else 1 - decay
     return _move(stats, moments, gained, decay is None, ddof)
-
-
-# A count that exceeds `ddof` by less than this share of it may do so by rounding.
-ROUNDING = 1e-5
 
 
 # One program outside of jit, and traced once for all layers of a shape.
